@@ -1,0 +1,89 @@
+// y = f(x) and dx = dy f'(x); one file is compiled for each -DFUNCTION and dtype.
+// The backward pass is given k: y for RELU, SIGMOID, TANH, EXP and SQRT, else x.
+#include "common.cuh"
+
+enum { RELU, LEAKY_RELU, SIGMOID, TANH, GELU, GELU_TANH, SOFTPLUS, EXP, LOG, SQRT, ABS, SQUARE, POW, AFFINE, CLIP };
+
+__device__ __forceinline__ float exp_(float x) { return expf(x); }
+__device__ __forceinline__ double exp_(double x) { return exp(x); }
+__device__ __forceinline__ float log_(float x) { return logf(x); }
+__device__ __forceinline__ double log_(double x) { return log(x); }
+__device__ __forceinline__ float log1p_(float x) { return log1pf(x); }
+__device__ __forceinline__ double log1p_(double x) { return log1p(x); }
+__device__ __forceinline__ float sqrt_(float x) { return sqrtf(x); }
+__device__ __forceinline__ double sqrt_(double x) { return sqrt(x); }
+__device__ __forceinline__ float tanh_(float x) { return tanhf(x); }
+__device__ __forceinline__ double tanh_(double x) { return tanh(x); }
+__device__ __forceinline__ float erf_(float x) { return erff(x); }
+__device__ __forceinline__ double erf_(double x) { return erf(x); }
+__device__ __forceinline__ float abs_(float x) { return fabsf(x); }
+__device__ __forceinline__ double abs_(double x) { return fabs(x); }
+__device__ __forceinline__ float pow_(float x, float y) { return powf(x, y); }
+__device__ __forceinline__ double pow_(double x, double y) { return pow(x, y); }
+
+#define SQRT_HALF 0.70710678118654752440
+#define SQRT_2_OVER_PI 0.79788456080286535588
+#define INV_SQRT_2PI 0.39894228040143267794
+
+__device__ __forceinline__ acc_t sigmoid(acc_t x) {
+  acc_t e = exp_(-abs_(x)), y = 1 / (1 + e);
+  return x < 0 ? e * y : y;
+}
+
+__device__ __forceinline__ acc_t gelu_inner(acc_t x) {
+  return (acc_t)SQRT_2_OVER_PI * (x + (acc_t)0.044715 * x * x * x);
+}
+
+__device__ __forceinline__ acc_t value(acc_t x, acc_t a, acc_t b) {
+  switch (FUNCTION) {
+    case RELU: return x < 0 ? 0 : x;  // NaN stays NaN
+    case LEAKY_RELU: return x > 0 ? x : a * x;
+    case SIGMOID: return sigmoid(x);
+    case TANH: return tanh_(x);
+    case GELU: return (acc_t)0.5 * x * (1 + erf_(x * (acc_t)SQRT_HALF));
+    case GELU_TANH: return (acc_t)0.5 * x * (1 + tanh_(gelu_inner(x)));
+    case SOFTPLUS: return (x > 0 ? x : 0) + log1p_(exp_(-abs_(x)));
+    case EXP: return exp_(x);
+    case LOG: return log_(x);
+    case SQRT: return sqrt_(x);
+    case ABS: return abs_(x);
+    case SQUARE: return x * x;
+    case POW: return pow_(x, a);
+    case AFFINE: return a * x + b;
+    default: return x < a ? a : x > b ? b : x;  // CLIP
+  }
+}
+
+__device__ __forceinline__ acc_t derivative(acc_t k, acc_t a, acc_t b) {
+  switch (FUNCTION) {
+    case RELU: return k > 0 ? 1 : 0;
+    case LEAKY_RELU: return k > 0 ? (acc_t)1 : a;
+    case SIGMOID: return k * (1 - k);
+    case TANH: return 1 - k * k;
+    case GELU:
+      return (acc_t)0.5 * (1 + erf_(k * (acc_t)SQRT_HALF)) + k * (acc_t)INV_SQRT_2PI * exp_((acc_t)-0.5 * k * k);
+    case GELU_TANH: {
+      acc_t t = tanh_(gelu_inner(k));
+      return (acc_t)0.5 * (1 + t) +
+             (acc_t)0.5 * k * (1 - t * t) * (acc_t)SQRT_2_OVER_PI * (1 + (acc_t)(3 * 0.044715) * k * k);
+    }
+    case SOFTPLUS: return sigmoid(k);
+    case EXP: return k;
+    case LOG: return 1 / k;
+    case SQRT: return (acc_t)0.5 / k;
+    case ABS: return (acc_t)((k > 0) - (k < 0));
+    case SQUARE: return 2 * k;
+    case POW: return a == 0 ? 0 : a * pow_(k, a - 1);
+    case AFFINE: return a;
+    default: return k >= a && k <= b ? 1 : 0;  // CLIP
+  }
+}
+
+extern "C" __global__ void unary_fwd(scalar_t* __restrict__ y, const scalar_t* __restrict__ x, double a, double b, i64 n) {
+  GRID_STRIDE(i, n) store(y + i, value(load(x + i), (acc_t)a, (acc_t)b));
+}
+
+extern "C" __global__ void unary_bwd(scalar_t* __restrict__ dx, const scalar_t* __restrict__ k,
+                                     const scalar_t* __restrict__ dy, double a, double b, i64 n) {
+  GRID_STRIDE(i, n) store(dx + i, (acc_t)(load(dy + i) * derivative(load(k + i), (acc_t)a, (acc_t)b)));
+}

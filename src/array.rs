@@ -1,0 +1,345 @@
+//! [`Array`]: shape, dtype, layout, and memory on one device. No gradients here; see [`crate::Tensor`].
+
+use std::{borrow::Cow, sync::Arc};
+
+use crate::{
+    Context, CpuStorage, DType, Element, Error, Layout, Result,
+    cpu::buffers::Buffer,
+    cuda::{self, DeviceBuffer},
+    dtype::{Real, element_type},
+    shape::{Display, numel, strides},
+};
+
+/// Where the elements of an array are.
+#[derive(Clone, Debug)]
+pub enum Storage {
+    /// Host memory.
+    Cpu(CpuStorage),
+    /// Device memory.
+    Cuda(Arc<DeviceBuffer>),
+}
+
+/// A dense n-dimensional array on one device, with value semantics: clones share memory until one is written.
+///
+/// ```
+/// use hadal::{Array, cpu};
+/// let a = Array::from_vec(vec![1f32, 2., 3., 4., 5., 6.], &[2, 3], &cpu())?;
+/// assert_eq!(a.shape(), [2, 3]);
+/// assert_eq!(a.to_vec::<f32>()?, [1., 2., 3., 4., 5., 6.]);
+/// # Ok::<(), hadal::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Array {
+    shape: Vec<usize>,
+    dtype: DType,
+    layout: Layout,
+    storage: Storage,
+}
+
+impl Array {
+    /// An array of `shape` with the elements of `data` in row-major order.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the count of elements differs from the shape's.
+    pub fn from_vec<T: Element>(data: Vec<T>, shape: &[usize], ctx: &Context) -> Result<Self> {
+        if data.len() != checked_numel("array", shape)? {
+            return Err(Error::shape("array", format!("{} elements given", data.len()), &[shape]));
+        }
+        match ctx {
+            Context::Cpu => Ok(Self::host(T::wrap(Buffer::from_vec(data)), shape, T::DTYPE)),
+            Context::Gpu(i) => {
+                let buffer = cuda::device(*i)?.upload(bytemuck::cast_slice(&data))?;
+                Ok(Self::device(buffer, shape, T::DTYPE))
+            }
+        }
+    }
+
+    /// All zeros.
+    pub fn zeros(shape: &[usize], dtype: DType, ctx: &Context) -> Result<Self> {
+        let n = checked_numel("zeros", shape)?;
+        match ctx {
+            Context::Cpu => Ok(element_type!(dtype, T => Self::host(T::wrap(Buffer::zeros(n)), shape, dtype))),
+            Context::Gpu(i) => {
+                let buffer = cuda::device(*i)?.alloc(n * dtype.size())?;
+                buffer.zero()?;
+                Ok(Self::device(buffer, shape, dtype))
+            }
+        }
+    }
+
+    /// All equal to `value`, rounded to the dtype.
+    pub fn full(shape: &[usize], value: f64, dtype: DType, ctx: &Context) -> Result<Self> {
+        let n = checked_numel("full", shape)?;
+        match ctx {
+            Context::Cpu => Ok(element_type!(dtype, T => Self::host(T::wrap(Buffer::full(n, T::from_f64(value))), shape, dtype))),
+            Context::Gpu(_) => {
+                let out = Self::uninit(shape, dtype, Layout::RowMajor, ctx)?;
+                crate::ops::create::fill(&out, value)?;
+                Ok(out)
+            }
+        }
+    }
+
+    /// `start, start + step, …` below `stop`: ⌈(stop − start) / step⌉ elements.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when `step` is 0 or not finite.
+    pub fn arange(start: f64, stop: f64, step: f64, dtype: DType, ctx: &Context) -> Result<Self> {
+        let n = ((stop - start) / step).ceil();
+        if step == 0.0 || !n.is_finite() || n > 1e12 {
+            return Err(Error::invalid("arange", format!("cannot go from {start} to {stop} by {step}")));
+        }
+        let n = n.max(0.0) as usize;
+        element_type!(dtype, T => {
+            Self::from_vec::<T>((0..n).map(|i| T::from_f64(start + i as f64 * step)).collect(), &[n], ctx)
+        })
+    }
+
+    /// The shape; N,C,H,W for images whatever the layout.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The number of dimensions.
+    pub fn rank(&self) -> usize {
+        self.shape.len()
+    }
+
+    /// The number of elements.
+    pub fn len(&self) -> usize {
+        numel(&self.shape)
+    }
+
+    /// True when some extent is 0.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The physical order of the elements.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// Element strides in memory.
+    pub fn strides(&self) -> Vec<usize> {
+        strides(&self.shape, self.layout)
+    }
+
+    /// The device it lives on.
+    pub fn context(&self) -> Context {
+        match &self.storage {
+            Storage::Cpu(_) => Context::Cpu,
+            Storage::Cuda(b) => Context::Gpu(b.ordinal()),
+        }
+    }
+
+    /// The memory itself.
+    pub fn storage(&self) -> &Storage {
+        &self.storage
+    }
+
+    /// The elements in row-major order, copied to the host; waits for the device.
+    ///
+    /// # Errors
+    /// [`Error::DType`] when `T` is not the array's own type.
+    pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
+        if T::DTYPE != self.dtype {
+            return Err(Error::DType { op: "to_vec", dtype: self.dtype, hint: "ask for the array's own type, or `cast` first" });
+        }
+        let host = self.to_layout(Layout::RowMajor)?.to_context(&Context::Cpu)?;
+        host.as_slice::<T>().map(<[T]>::to_vec)
+    }
+
+    /// The elements as doubles, whatever the dtype; for printing and tests.
+    pub fn to_f64_vec(&self) -> Result<Vec<f64>> {
+        element_type!(self.dtype, T => Ok(self.to_vec::<T>()?.into_iter().map(Element::to_f64).collect()))
+    }
+
+    /// The only element of a one-element array, as a double; waits for the device.
+    pub fn item(&self) -> Result<f64> {
+        match self.to_f64_vec()?.as_slice() {
+            [x] => Ok(*x),
+            _ => Err(Error::shape("item", "one element is needed", &[&self.shape])),
+        }
+    }
+
+    /// The elements in memory order; host arrays only.
+    pub fn as_slice<T: Element>(&self) -> Result<&[T]> {
+        match &self.storage {
+            Storage::Cpu(s) => {
+                T::view(s).ok_or(Error::DType { op: "as_slice", dtype: self.dtype, hint: "ask for the array's own type" })
+            }
+            Storage::Cuda(_) => Err(self.not_on("as_slice", Context::Cpu)),
+        }
+    }
+
+    /// The elements in memory order for writing (copied first when shared); host arrays only.
+    pub fn as_mut_slice<T: Element>(&mut self) -> Result<&mut [T]> {
+        let (dtype, err) = (self.dtype, self.not_on("as_mut_slice", Context::Cpu));
+        match &mut self.storage {
+            Storage::Cpu(s) => {
+                T::view_mut(s).ok_or(Error::DType { op: "as_mut_slice", dtype, hint: "ask for the array's own type" })
+            }
+            Storage::Cuda(_) => Err(err),
+        }
+    }
+
+    /// The same elements on `ctx`; shares memory when already there.
+    pub fn to_context(&self, ctx: &Context) -> Result<Self> {
+        if *ctx == self.context() {
+            return Ok(self.clone());
+        }
+        let moved = match (&self.storage, ctx) {
+            (Storage::Cpu(_), Context::Gpu(i)) => element_type!(self.dtype, T => {
+                Storage::Cuda(Arc::new(cuda::device(*i)?.upload(bytemuck::cast_slice(self.as_slice::<T>()?))?))
+            }),
+            (Storage::Cuda(b), Context::Cpu) => element_type!(self.dtype, T => {
+                let mut host = Buffer::<T>::stale(self.len());
+                b.download(bytemuck::cast_slice_mut(&mut host))?;
+                Storage::Cpu(T::wrap(host))
+            }),
+            // From one GPU to another by way of the host.
+            _ => return self.to_context(&Context::Cpu)?.to_context(ctx),
+        };
+        Ok(Array { storage: moved, ..self.clone() })
+    }
+
+    /// The same elements in another physical order; shares memory when nothing has to move. Only 4-D arrays know [`Layout::ChannelsLast`].
+    pub fn to_layout(&self, layout: Layout) -> Result<Self> {
+        if layout == self.layout {
+            return Ok(self.clone());
+        }
+        if layout == Layout::ChannelsLast && self.rank() != 4 {
+            return Err(Error::shape("to_layout", "channels-last needs 4 dimensions (N, C, H, W)", &[&self.shape]));
+        }
+        crate::ops::layout::convert(self, layout)
+    }
+
+    /// The same elements in row-major order under another shape; no copy if the array is row-major.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the counts of elements differ.
+    pub fn reshape(&self, shape: &[usize]) -> Result<Self> {
+        if checked_numel("reshape", shape)? != self.len() {
+            return Err(Error::shape(
+                "reshape",
+                format!("{} does not hold the elements of the input", Display(shape)),
+                &[&self.shape],
+            ));
+        }
+        Ok(Array { shape: shape.to_vec(), ..self.to_layout(Layout::RowMajor)? })
+    }
+
+    /// Fresh memory whose contents are unspecified; every element has to be written.
+    pub(crate) fn uninit(shape: &[usize], dtype: DType, layout: Layout, ctx: &Context) -> Result<Self> {
+        let n = checked_numel("array", shape)?;
+        let out = match ctx {
+            Context::Cpu => element_type!(dtype, T => Self::host(T::wrap(Buffer::stale(n)), shape, dtype)),
+            Context::Gpu(i) => Self::device(cuda::device(*i)?.alloc(n * dtype.size())?, shape, dtype),
+        };
+        Ok(out.with_layout(layout))
+    }
+
+    /// Like [`Array::uninit`] with this array's shape, dtype, layout and device.
+    pub(crate) fn uninit_like(&self) -> Result<Self> {
+        Self::uninit(&self.shape, self.dtype, self.layout, &self.context())
+    }
+
+    /// A host array around `storage`.
+    pub(crate) fn host(storage: CpuStorage, shape: &[usize], dtype: DType) -> Self {
+        Array { shape: shape.to_vec(), dtype, layout: Layout::RowMajor, storage: Storage::Cpu(storage) }
+    }
+
+    /// A device array around `buffer`.
+    pub(crate) fn device(buffer: DeviceBuffer, shape: &[usize], dtype: DType) -> Self {
+        Array { shape: shape.to_vec(), dtype, layout: Layout::RowMajor, storage: Storage::Cuda(Arc::new(buffer)) }
+    }
+
+    /// Declares the memory to be in `layout`; the caller has written it so.
+    pub(crate) fn with_layout(mut self, layout: Layout) -> Self {
+        self.layout = if self.rank() == 4 { layout } else { Layout::RowMajor };
+        self
+    }
+
+    /// A host array of `shape` and float type `dtype` from elements computed in `F` (halves are rounded to nearest).
+    pub(crate) fn from_real<F: Real>(data: Buffer<F>, shape: &[usize], dtype: DType) -> Self {
+        if F::DTYPE == dtype {
+            return Self::host(F::wrap(data), shape, dtype);
+        }
+        element_type!(dtype, T => {
+            let mut out = Buffer::<T>::stale(data.len());
+            for (o, x) in out.iter_mut().zip(data.iter()) {
+                *o = T::from_f64(x.to_f64());
+            }
+            Self::host(T::wrap(out), shape, dtype)
+        })
+    }
+
+    /// The elements of a host array in memory order as `F`, the type that the CPU computes its dtype in.
+    pub(crate) fn real<F: Real>(&self, op: &'static str) -> Result<Cow<'_, [F]>> {
+        match &self.storage {
+            Storage::Cpu(s) => {
+                F::read(s).ok_or(Error::DType { op, dtype: self.dtype, hint: "all operands need the same float type" })
+            }
+            Storage::Cuda(_) => Err(self.not_on(op, Context::Cpu)),
+        }
+    }
+
+    /// The device memory.
+    pub(crate) fn cuda(&self, op: &'static str) -> Result<&DeviceBuffer> {
+        match &self.storage {
+            Storage::Cuda(b) => Ok(b),
+            Storage::Cpu(_) => Err(self.not_on(op, Context::Gpu(0))),
+        }
+    }
+
+    /// Makes this the only owner of its memory, copying when it is shared; before a write in place.
+    pub(crate) fn make_unique(&mut self) -> Result<()> {
+        match &mut self.storage {
+            Storage::Cpu(_) => element_type!(self.dtype, T => self.as_mut_slice::<T>().map(|_| ())),
+            Storage::Cuda(b) => {
+                if Arc::get_mut(b).is_none() {
+                    *b = Arc::new(b.duplicate()?);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// `self += other`, same shape and dtype, in this array's layout and memory.
+    pub(crate) fn add_assign(&mut self, other: &Array) -> Result<()> {
+        if self.shape != other.shape || self.dtype != other.dtype {
+            return Err(Error::shape("add_assign", format!("{} and {}", self.dtype, other.dtype), &[&self.shape, &other.shape]));
+        }
+        self.context().same("add_assign", &other.context())?;
+        let other = other.to_layout(self.layout)?;
+        if self.context().is_gpu() {
+            self.make_unique()?;
+            return crate::ops::create::accumulate(self, &other);
+        }
+        element_type!(self.dtype, T => add_slices::<T>(self.as_mut_slice()?, other.as_slice()?));
+        Ok(())
+    }
+
+    fn not_on(&self, op: &'static str, wanted: Context) -> Error {
+        Error::Context { op, left: self.context(), right: wanted }
+    }
+}
+
+fn add_slices<T: Element>(a: &mut [T], b: &[T]) {
+    crate::cpu::parallel::zip_assign(a, b, |x, y| {
+        *x = T::from_f64(x.to_f64() + y.to_f64());
+    });
+}
+
+/// The product of the extents, or an error when it does not fit the address space.
+fn checked_numel(op: &'static str, shape: &[usize]) -> Result<usize> {
+    let too_large = || Error::shape(op, "too many elements", &[shape]);
+    let n = shape.iter().try_fold(1usize, |a, &b| a.checked_mul(b)).ok_or_else(too_large)?;
+    if n > isize::MAX as usize / 8 { Err(too_large()) } else { Ok(n) }
+}

@@ -1,0 +1,338 @@
+//! Reverse-mode differentiation on a tape: [`record`], [`Op`], [`Tensor::backward`].
+//!
+//! Inside [`record`] each operation on a tensor that leads back to a variable (see [`Tensor::attach_grad`]) leaves a
+//! node. [`Tensor::backward`] walks the nodes from the newest to the oldest and adds up what arrives at each tensor:
+//! for `y = f(x)` an op turns dL/dy into dL/dx = (∂y/∂x)ᵀ dL/dy. The engine alone accumulates. First order only.
+//!
+//! ```
+//! use hadal::{Tensor, autograd, cpu};
+//! let x = Tensor::from_vec(vec![1f32, 2., 3.], &[3], &cpu())?.attach_grad();
+//! let y = autograd::record(|| x.square())?;
+//! y.backward()?;
+//! assert_eq!(x.grad()?.to_vec()?, [2., 4., 6.]);
+//! # Ok::<(), hadal::Error>(())
+//! ```
+
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, HashMap, hash_map::Entry},
+    fmt::Debug,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use crate::{Array, Context, Error, Layout, Result, Tensor};
+
+/// A differentiable operation: how it computes and how it sends a gradient back.
+///
+/// The project's own ops and a user's are the same trait; there is no default for `backward`, so a gradient cannot
+/// be forgotten.
+pub trait Op: Debug + Send + Sync + 'static {
+    /// The name in errors and profiles, such as `conv2d`.
+    fn name(&self) -> &'static str;
+
+    /// Computes the outputs and puts aside in `saved` what `backward` will need.
+    fn forward(&self, x: &[&Array], saved: &mut Saved) -> Result<Vec<Array>>;
+
+    /// From the gradient of each output, the gradient of each input in order.
+    ///
+    /// `None` says that the derivative is zero everywhere or does not exist (labels, indices, comparisons). An input
+    /// for which [`Saved::needs`] is false may be answered with `None` as well, to save work.
+    fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>>;
+}
+
+/// What an op's forward pass keeps for its backward pass.
+#[derive(Clone, Debug, Default)]
+pub struct Saved {
+    arrays: Vec<Array>,
+    needs: Vec<bool>,
+    shapes: Vec<Vec<usize>>,
+}
+
+impl Saved {
+    /// For inputs `x`, of which those with `needs` want a gradient.
+    pub fn new(x: &[&Array], needs: Vec<bool>) -> Self {
+        Saved { arrays: Vec::new(), needs, shapes: x.iter().map(|a| a.shape().to_vec()).collect() }
+    }
+
+    /// Keeps an array (shared, not copied), to be read as `saved.get(0)`, `saved.get(1)`, … in the order of keeping.
+    pub fn keep(&mut self, a: &Array) {
+        self.arrays.push(a.clone());
+    }
+
+    /// The `i`-th array kept.
+    ///
+    /// # Errors
+    /// When the forward pass kept fewer.
+    pub fn get(&self, i: usize) -> Result<&Array> {
+        self.arrays
+            .get(i)
+            .ok_or_else(|| Error::Autograd(format!("the forward pass kept {} arrays, {i} is asked for", self.arrays.len())))
+    }
+
+    /// True when the gradient of input `i` is wanted.
+    pub fn needs(&self, i: usize) -> bool {
+        self.needs.get(i).copied().unwrap_or(false)
+    }
+
+    /// True when any gradient is wanted: the pass is being recorded.
+    pub fn wanted(&self) -> bool {
+        self.needs.contains(&true)
+    }
+
+    /// The shape of input `i`; empty when there is no such input.
+    pub fn shape(&self, i: usize) -> &[usize] {
+        self.shapes.get(i).map_or(&[], Vec::as_slice)
+    }
+
+    /// The number of inputs.
+    pub fn inputs(&self) -> usize {
+        self.shapes.len()
+    }
+}
+
+/// What [`Tensor::backward`] does with a new gradient.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GradReq {
+    /// It replaces the old one.
+    #[default]
+    Write,
+    /// It is added to the old one.
+    Add,
+    /// It is not computed.
+    Null,
+}
+
+thread_local! {
+    static RECORDING: Cell<bool> = const { Cell::new(false) };
+    static TRAINING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Sets both flags while `f` runs, also when `f` panics.
+fn with_flags<T>(recording: bool, training: bool, f: impl FnOnce() -> T) -> T {
+    struct Restore(bool, bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            RECORDING.set(self.0);
+            TRAINING.set(self.1);
+        }
+    }
+    let _restore = Restore(RECORDING.replace(recording), TRAINING.replace(training));
+    f()
+}
+
+/// Runs `f` in training mode with its operations on the tape.
+pub fn record<T>(f: impl FnOnce() -> T) -> T {
+    with_flags(true, true, f)
+}
+
+/// Runs `f` off the tape and in prediction mode, inside or outside of [`record`].
+pub fn pause<T>(f: impl FnOnce() -> T) -> T {
+    with_flags(false, false, f)
+}
+
+/// Runs `f` in training mode (dropout drops, batch-norm uses the batch), whether recorded or not.
+pub fn train_mode<T>(f: impl FnOnce() -> T) -> T {
+    with_flags(is_recording(), true, f)
+}
+
+/// Runs `f` in prediction mode, whether recorded or not.
+pub fn predict_mode<T>(f: impl FnOnce() -> T) -> T {
+    with_flags(is_recording(), false, f)
+}
+
+/// True where operations go on the tape.
+pub fn is_recording() -> bool {
+    RECORDING.get()
+}
+
+/// True where layers behave as in training.
+pub fn is_training() -> bool {
+    TRAINING.get()
+}
+
+/// One recorded operation.
+#[derive(Debug)]
+pub(crate) struct Node {
+    op: Arc<dyn Op>,
+    /// Newer nodes have larger ids, so parents always have smaller ones.
+    id: u64,
+    /// Taken by the backward pass.
+    saved: Mutex<Option<Saved>>,
+    inputs: Vec<Option<Edge>>,
+    outputs: Vec<Meta>,
+}
+
+/// Where an input of a node came from.
+#[derive(Clone, Debug)]
+pub(crate) enum Edge {
+    /// A variable.
+    Leaf(Tensor),
+    /// Output `.1` of another node.
+    Node(Arc<Node>, usize),
+}
+
+/// What is needed to make a zero gradient for an output that nobody used.
+#[derive(Clone, Debug)]
+struct Meta {
+    shape: Vec<usize>,
+    dtype: crate::DType,
+    layout: Layout,
+    context: Context,
+}
+
+impl Drop for Node {
+    /// Frees a long chain without recursion.
+    fn drop(&mut self) {
+        let mut edges = std::mem::take(&mut self.inputs);
+        while let Some(edge) = edges.pop() {
+            if let Some(Edge::Node(parent, _)) = edge {
+                if let Some(mut parent) = Arc::into_inner(parent) {
+                    edges.append(&mut parent.inputs);
+                }
+            }
+        }
+    }
+}
+
+/// Runs `op` on tensors; on the tape when recording and an input leads to a variable.
+///
+/// # Errors
+/// The op's own, or [`Error::Context`] when the inputs live on different devices.
+pub fn apply(op: impl Op, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
+    apply_arc(Arc::new(op), inputs)
+}
+
+/// [`apply`] for an op with one output.
+pub fn apply1(op: impl Op, inputs: &[&Tensor]) -> Result<Tensor> {
+    let name = op.name();
+    apply(op, inputs)?.pop().ok_or_else(|| Error::invalid(name, "the op gave no output"))
+}
+
+/// [`apply`] for an op that is shared.
+pub fn apply_arc(op: Arc<dyn Op>, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let arrays: Vec<Array> = inputs.iter().map(|t| t.array()).collect();
+    let refs: Vec<&Array> = arrays.iter().collect();
+    if let Some((first, rest)) = refs.split_first() {
+        for other in rest {
+            first.context().same(op.name(), &other.context())?;
+        }
+    }
+    let edges: Vec<Option<Edge>> = if is_recording() { inputs.iter().map(|t| t.edge()).collect() } else { Vec::new() };
+    let needs = edges.iter().map(Option::is_some).collect();
+    let mut saved = Saved::new(&refs, needs);
+    let outputs = op.forward(&refs, &mut saved)?;
+    if !saved.wanted() {
+        return Ok(outputs.into_iter().map(Tensor::new).collect());
+    }
+    let meta = |a: &Array| Meta { shape: a.shape().to_vec(), dtype: a.dtype(), layout: a.layout(), context: a.context() };
+    let node = Arc::new(Node {
+        op,
+        id: NEXT.fetch_add(1, Ordering::Relaxed),
+        saved: Mutex::new(Some(saved)),
+        inputs: edges,
+        outputs: outputs.iter().map(meta).collect(),
+    });
+    let tensor = |(i, a): (usize, Array)| {
+        // Integers (an argmax, say) carry no gradient.
+        if a.dtype().is_float() { Tensor::from_node(a, node.clone(), i) } else { Tensor::new(a) }
+    };
+    Ok(outputs.into_iter().enumerate().map(tensor).collect())
+}
+
+/// Gradients on their way: for each node still to be visited, what has arrived at each of its outputs.
+#[derive(Default)]
+struct Pending {
+    nodes: BTreeMap<u64, (Arc<Node>, Vec<Option<Array>>)>,
+    leaves: HashMap<u64, (Tensor, Array)>,
+    order: Vec<u64>,
+}
+
+impl Pending {
+    /// Adds `grad` to what has arrived at `edge`.
+    fn arrive(&mut self, edge: &Edge, grad: Array) -> Result<()> {
+        match edge {
+            Edge::Leaf(t) => match self.leaves.entry(t.id()) {
+                Entry::Occupied(mut e) => e.get_mut().1.add_assign(&grad)?,
+                Entry::Vacant(e) => {
+                    self.order.push(t.id());
+                    e.insert((t.clone(), grad));
+                }
+            },
+            Edge::Node(node, i) => {
+                let (_, slots) = self.nodes.entry(node.id).or_insert_with(|| (node.clone(), vec![None; node.outputs.len()]));
+                match slots.get_mut(*i) {
+                    Some(Some(sum)) => sum.add_assign(&grad)?,
+                    Some(slot) => *slot = Some(grad),
+                    None => return Err(Error::Autograd(format!("{} has no output {i}", node.op.name()))),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Sends `head` back from `edge` to all variables that it leads to.
+pub(crate) fn backward(edge: Option<Edge>, head: Array, retain: bool) -> Result<()> {
+    let Some(edge) = edge else {
+        return Err(Error::Autograd(
+            "this tensor leads to no variable: compute it inside autograd::record from tensors with attach_grad".into(),
+        ));
+    };
+    let mut pending = Pending::default();
+    pending.arrive(&edge, head)?;
+    // The walk must not record, and its callers' edge must not keep nodes alive longer than needed.
+    drop(edge);
+    pause(|| {
+        while let Some((_, (node, slots))) = pending.nodes.pop_last() {
+            node.step(slots, retain, &mut pending)?;
+        }
+        Ok::<(), Error>(())
+    })?;
+    for id in &pending.order {
+        if let Some((tensor, grad)) = pending.leaves.remove(id) {
+            tensor.receive(grad)?;
+        }
+    }
+    Ok(())
+}
+
+impl Node {
+    /// One step of the backward walk: from the gradients of the outputs to those of the inputs.
+    fn step(&self, slots: Vec<Option<Array>>, retain: bool, pending: &mut Pending) -> Result<()> {
+        let mut place = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = if retain { place.clone() } else { place.take() };
+        drop(place);
+        let name = self.op.name();
+        let saved = kept.ok_or_else(|| {
+            Error::Autograd(format!(
+                "the graph at {name} was freed by an earlier backward; use backward_retain for the first one"
+            ))
+        })?;
+        let zeros = |m: &Meta| Ok(Array::zeros(&m.shape, m.dtype, &m.context)?.with_layout(m.layout));
+        let dy = slots.into_iter().zip(&self.outputs).map(|(s, m)| s.map_or_else(|| zeros(m), Ok)).collect::<Result<Vec<_>>>()?;
+        let dx = self.op.backward(&saved, &dy)?;
+        if dx.len() != self.inputs.len() {
+            return Err(Error::Autograd(format!(
+                "{name} has {} inputs, its backward gave {} gradients",
+                self.inputs.len(),
+                dx.len()
+            )));
+        }
+        // What the forward pass kept is free before the gradients travel on.
+        let shapes = saved.shapes.clone();
+        drop((saved, dy));
+        for ((edge, dx), shape) in self.inputs.iter().zip(dx).zip(shapes) {
+            if let (Some(edge), Some(dx)) = (edge, dx) {
+                if dx.shape() != shape {
+                    return Err(Error::shape(name, "a gradient of another shape than its input", &[dx.shape(), &shape]));
+                }
+                pending.arrive(edge, dx)?;
+            }
+        }
+        Ok(())
+    }
+}

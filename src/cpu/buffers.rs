@@ -1,0 +1,202 @@
+//! Host memory of arrays, recycled: a training step asks for the same sizes again and again, and fresh pages cost faults.
+//!
+//! A buffer goes back to the pool when the last array that shares it is dropped. The pool never holds more than
+//! what was in use at the peak, so that recycling does not raise the footprint of a program.
+
+use std::{
+    collections::BTreeMap,
+    ops::{Deref, DerefMut},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use half::{bf16, f16};
+
+use crate::context::MemoryStats;
+
+/// Below this many bytes the system's allocator is as good.
+const SMALL: usize = 32 << 10;
+
+/// A `Vec` that returns to the pool when dropped.
+#[derive(Debug)]
+pub struct Buffer<T: Pooled>(Vec<T>);
+
+/// An element type with a pool of its own.
+pub trait Pooled: Copy + Default + Send + Sync + 'static {
+    #[doc(hidden)]
+    fn pool() -> &'static Mutex<Pool<Self>>;
+}
+
+macro_rules! pooled {
+    ($($t:ty),*) => {$(
+        impl Pooled for $t {
+            fn pool() -> &'static Mutex<Pool<Self>> {
+                static POOL: Mutex<Pool<$t>> = Mutex::new(Pool::new());
+                &POOL
+            }
+        }
+    )*};
+}
+pooled!(f32, f64, f16, bf16, u8, i64);
+
+/// Free vectors by capacity, with counters in bytes.
+#[derive(Debug)]
+pub struct Pool<T> {
+    free: BTreeMap<usize, Vec<Vec<T>>>,
+    stats: MemoryStats,
+}
+
+impl<T: Pooled> Pool<T> {
+    const fn new() -> Self {
+        let stats = MemoryStats { in_use: 0, peak: 0, cached: 0, system_allocations: 0 };
+        Pool { free: BTreeMap::new(), stats }
+    }
+
+    /// A free vector whose capacity fits `len` without wasting more than a quarter.
+    fn take(&mut self, len: usize) -> Option<Vec<T>> {
+        let (&capacity, list) = self.free.range_mut(len..=len + len / 4).next()?;
+        let vec = list.pop();
+        if list.is_empty() {
+            self.free.remove(&capacity);
+        }
+        self.stats.cached -= capacity * size_of::<T>();
+        vec
+    }
+
+    /// Counts `bytes` as in use and frees what would raise the footprint above the peak of real use.
+    fn account(&mut self, bytes: usize) {
+        self.stats.in_use += bytes;
+        self.stats.peak = self.stats.peak.max(self.stats.in_use);
+        while self.stats.in_use + self.stats.cached > self.stats.peak {
+            let Some(mut entry) = self.free.first_entry() else { break };
+            let capacity = *entry.key();
+            entry.get_mut().pop();
+            if entry.get().is_empty() {
+                entry.remove();
+            }
+            self.stats.cached -= capacity * size_of::<T>();
+        }
+    }
+}
+
+fn lock<T: Pooled>() -> MutexGuard<'static, Pool<T>> {
+    // Counters and lists stay consistent between statements, so a panic elsewhere while locked is harmless.
+    T::pool().lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<T: Pooled> Buffer<T> {
+    /// A buffer of `len` elements with **stale contents**: every element has to be written before it is read.
+    pub(crate) fn stale(len: usize) -> Self {
+        if len * size_of::<T>() < SMALL {
+            return Buffer(vec![T::default(); len]);
+        }
+        let mut pool = lock::<T>();
+        let recycled = pool.take(len);
+        if recycled.is_none() {
+            pool.stats.system_allocations += 1;
+        }
+        let capacity = recycled.as_ref().map_or(len, Vec::capacity);
+        pool.account(capacity * size_of::<T>());
+        drop(pool);
+        match recycled {
+            Some(mut vec) => {
+                vec.resize(len, T::default());
+                Buffer(vec)
+            }
+            None => Buffer(vec![T::default(); len]),
+        }
+    }
+
+    /// A buffer of `len` zeros.
+    pub(crate) fn zeros(len: usize) -> Self {
+        Self::full(len, T::default())
+    }
+
+    /// A buffer of `len` copies of `value`.
+    pub(crate) fn full(len: usize, value: T) -> Self {
+        let mut b = Self::stale(len);
+        b.fill(value);
+        b
+    }
+
+    /// Takes over a vector of the user's.
+    pub(crate) fn from_vec(vec: Vec<T>) -> Self {
+        let bytes = vec.capacity() * size_of::<T>();
+        if bytes >= SMALL {
+            lock::<T>().account(bytes);
+        }
+        Buffer(vec)
+    }
+}
+
+impl<T: Pooled> Drop for Buffer<T> {
+    fn drop(&mut self) {
+        let vec = std::mem::take(&mut self.0);
+        let bytes = vec.capacity() * size_of::<T>();
+        if bytes >= SMALL {
+            let mut pool = lock::<T>();
+            pool.stats.in_use -= bytes;
+            pool.stats.cached += bytes;
+            pool.free.entry(vec.capacity()).or_default().push(vec);
+        }
+    }
+}
+
+impl<T: Pooled> Clone for Buffer<T> {
+    fn clone(&self) -> Self {
+        let mut b = Self::stale(self.len());
+        b.copy_from_slice(self);
+        b
+    }
+}
+
+impl<T: Pooled> Deref for Buffer<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        &self.0
+    }
+}
+
+impl<T: Pooled> DerefMut for Buffer<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut self.0
+    }
+}
+
+/// The counters over all element types.
+pub(crate) fn stats() -> MemoryStats {
+    let all = [
+        lock::<f32>().stats,
+        lock::<f64>().stats,
+        lock::<f16>().stats,
+        lock::<bf16>().stats,
+        lock::<u8>().stats,
+        lock::<i64>().stats,
+    ];
+    all.iter().fold(MemoryStats::default(), |a, s| MemoryStats {
+        in_use: a.in_use + s.in_use,
+        peak: a.peak + s.peak,
+        cached: a.cached + s.cached,
+        system_allocations: a.system_allocations + s.system_allocations,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dropped_buffer_is_used_again_and_the_footprint_stays() {
+        // f16 is used by no other unit test, so the counters are ours alone.
+        let len = 100_000;
+        drop(Buffer::<f16>::stale(len));
+        let first = lock::<f16>().stats;
+        for _ in 0..10 {
+            drop(Buffer::<f16>::stale(len));
+        }
+        let later = lock::<f16>().stats;
+        assert_eq!(first.system_allocations, later.system_allocations);
+        let (_a, _b) = (Buffer::<f16>::stale(len * 2), Buffer::<f16>::stale(len));
+        let s = lock::<f16>().stats;
+        assert!(s.in_use + s.cached <= s.peak, "{s:?}");
+    }
+}

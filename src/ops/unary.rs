@@ -1,0 +1,322 @@
+//! Elementwise functions of one array: relu, sigmoid, tanh, gelu, exp, log, …
+
+use crate::{
+    Array, Context, Error, Result, Tensor,
+    autograd::{Op, Saved, apply1},
+    cpu::{buffers::Buffer, parallel},
+    cuda::{Define, Launch},
+    dtype::{Real, real_type},
+};
+
+/// Which function; the letters are those of the formulas.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum UnaryKind {
+    /// max(x, 0); derivative 0 at 0.
+    Relu,
+    /// x for x > 0, else `slope`·x; derivative `slope` at 0 (Maas et al. 2013).
+    LeakyRelu(f64),
+    /// 1 / (1 + e⁻ˣ)
+    Sigmoid,
+    /// tanh x
+    Tanh,
+    /// x·Φ(x) with the error function (Hendrycks and Gimpel 2016).
+    Gelu,
+    /// The tanh approximation of [`UnaryKind::Gelu`]: ½x(1 + tanh(√(2/π)(x + 0.044715x³))).
+    GeluTanh,
+    /// ln(1 + eˣ), without overflow.
+    Softplus,
+    /// eˣ
+    Exp,
+    /// ln x
+    Log,
+    /// √x
+    Sqrt,
+    /// |x|; derivative 0 at 0.
+    Abs,
+    /// x²
+    Square,
+    /// xᵖ
+    Pow(f64),
+    /// −x
+    Neg,
+    /// a·x + b
+    Affine(f64, f64),
+    /// min(max(x, lo), hi); derivative 1 inside and at the bounds, else 0.
+    Clip(f64, f64),
+}
+
+use UnaryKind::*;
+
+impl UnaryKind {
+    /// The function's number and its up to two constants, as `kernels/unary.cu` knows them.
+    fn code(self) -> (&'static str, f64, f64) {
+        match self {
+            Relu => ("RELU", 0.0, 0.0),
+            LeakyRelu(slope) => ("LEAKY_RELU", slope, 0.0),
+            Sigmoid => ("SIGMOID", 0.0, 0.0),
+            Tanh => ("TANH", 0.0, 0.0),
+            Gelu => ("GELU", 0.0, 0.0),
+            GeluTanh => ("GELU_TANH", 0.0, 0.0),
+            Softplus => ("SOFTPLUS", 0.0, 0.0),
+            Exp => ("EXP", 0.0, 0.0),
+            Log => ("LOG", 0.0, 0.0),
+            Sqrt => ("SQRT", 0.0, 0.0),
+            Abs => ("ABS", 0.0, 0.0),
+            Square => ("SQUARE", 0.0, 0.0),
+            Pow(p) => ("POW", p, 0.0),
+            Neg => ("AFFINE", -1.0, 0.0),
+            Affine(a, b) => ("AFFINE", a, b),
+            Clip(lo, hi) => ("CLIP", lo, hi),
+        }
+    }
+
+    /// True when the derivative is a function of y alone, so that x need not be kept.
+    fn from_output(self) -> bool {
+        matches!(self, Relu | Sigmoid | Tanh | Exp | Sqrt)
+    }
+
+    /// y = f(x)
+    fn value<F: Real>(self, x: F) -> F {
+        let c = F::from_f64;
+        match self {
+            // Written so that a NaN stays one.
+            Relu => {
+                if x < F::ZERO {
+                    F::ZERO
+                } else {
+                    x
+                }
+            }
+            LeakyRelu(slope) => {
+                if x > F::ZERO {
+                    x
+                } else {
+                    c(slope) * x
+                }
+            }
+            Sigmoid => sigmoid(x),
+            Tanh => x.tanh(),
+            Gelu => c(0.5) * x * (F::ONE + (x * c(std::f64::consts::FRAC_1_SQRT_2)).erf()),
+            GeluTanh => c(0.5) * x * (F::ONE + gelu_inner(x).tanh()),
+            Softplus => (if x > F::ZERO { x } else { F::ZERO }) + (-x.abs()).exp().ln_1p(),
+            Exp => x.exp(),
+            Log => x.ln(),
+            Sqrt => x.sqrt(),
+            Abs => x.abs(),
+            Square => x * x,
+            Pow(p) => x.powf(c(p)),
+            Neg => -x,
+            Affine(a, b) => c(a) * x + c(b),
+            Clip(lo, hi) => {
+                if x < c(lo) {
+                    c(lo)
+                } else if x > c(hi) {
+                    c(hi)
+                } else {
+                    x
+                }
+            }
+        }
+    }
+
+    /// dy/dx, given what was kept: y where [`UnaryKind::from_output`], else x.
+    fn derivative<F: Real>(self, k: F) -> F {
+        let c = F::from_f64;
+        let step = |yes: bool| if yes { F::ONE } else { F::ZERO };
+        match self {
+            Relu => step(k > F::ZERO),
+            LeakyRelu(slope) => {
+                if k > F::ZERO {
+                    F::ONE
+                } else {
+                    c(slope)
+                }
+            }
+            Sigmoid => k * (F::ONE - k),
+            Tanh => F::ONE - k * k,
+            Gelu => {
+                let cdf = c(0.5) * (F::ONE + (k * c(std::f64::consts::FRAC_1_SQRT_2)).erf());
+                cdf + k * c(0.398_942_280_401_432_7) * (c(-0.5) * k * k).exp()
+            }
+            GeluTanh => {
+                let t = gelu_inner(k).tanh();
+                let inner = c(SQRT_2_OVER_PI) * (F::ONE + c(3.0 * 0.044715) * k * k);
+                c(0.5) * (F::ONE + t) + c(0.5) * k * (F::ONE - t * t) * inner
+            }
+            Softplus => sigmoid(k),
+            Exp => k,
+            Log => F::ONE / k,
+            Sqrt => c(0.5) / k,
+            Abs => step(k > F::ZERO) - step(k < F::ZERO),
+            Square => c(2.0) * k,
+            Pow(p) => {
+                if p == 0.0 {
+                    F::ZERO
+                } else {
+                    c(p) * k.powf(c(p - 1.0))
+                }
+            }
+            Neg => -F::ONE,
+            Affine(a, _) => c(a),
+            Clip(lo, hi) => step(k >= c(lo) && k <= c(hi)),
+        }
+    }
+}
+
+const SQRT_2_OVER_PI: f64 = 0.797_884_560_802_865_4;
+
+fn gelu_inner<F: Real>(x: F) -> F {
+    F::from_f64(SQRT_2_OVER_PI) * (x + F::from_f64(0.044715) * x * x * x)
+}
+
+/// 1 / (1 + e⁻ˣ) without overflow on either side.
+fn sigmoid<F: Real>(x: F) -> F {
+    let e = (-x.abs()).exp();
+    let y = F::ONE / (F::ONE + e);
+    if x < F::ZERO { e * y } else { y }
+}
+
+/// y = f(x) elementwise; dx = dy · f′(x).
+#[derive(Clone, Copy, Debug)]
+pub struct Unary(pub UnaryKind);
+
+impl Op for Unary {
+    fn name(&self) -> &'static str {
+        match self.0 {
+            Relu => "relu",
+            LeakyRelu(_) => "leaky_relu",
+            Sigmoid => "sigmoid",
+            Tanh => "tanh",
+            Gelu => "gelu",
+            GeluTanh => "gelu_tanh",
+            Softplus => "softplus",
+            Exp => "exp",
+            Log => "log",
+            Sqrt => "sqrt",
+            Abs => "abs",
+            Square => "square",
+            Pow(_) => "pow",
+            Neg => "neg",
+            Affine(..) => "affine",
+            Clip(..) => "clip",
+        }
+    }
+
+    fn forward(&self, x: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
+        let [x] = x else { return Err(Error::invalid(self.name(), "one input is needed")) };
+        let y = match x.context() {
+            Context::Cpu => real_type!(self.name(), x.dtype(), F => {
+                let (kind, x_) = (self.0, x.real::<F>(self.name())?);
+                let mut y = Buffer::<F>::stale(x.len());
+                parallel::map(&mut y, &x_, |x| kind.value(x));
+                Ok(Array::from_real(y, x.shape(), x.dtype()).with_layout(x.layout()))
+            })?,
+            Context::Gpu(_) => {
+                let y = x.uninit_like()?;
+                self.launch("unary_fwd", &[&y, x])?;
+                y
+            }
+        };
+        if saved.wanted() {
+            saved.keep(if self.0.from_output() { &y } else { x });
+        }
+        Ok(vec![y])
+    }
+
+    fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
+        let k = saved.get(0)?;
+        let dy = dy[0].to_layout(k.layout())?;
+        let dx = match k.context() {
+            Context::Cpu => real_type!(self.name(), k.dtype(), F => {
+                let (kind, k_, dy_) = (self.0, k.real::<F>(self.name())?, dy.real::<F>(self.name())?);
+                let mut dx = Buffer::<F>::stale(k.len());
+                parallel::zip(&mut dx, &k_, &dy_, |k, dy| dy * kind.derivative(k));
+                Ok(Array::from_real(dx, k.shape(), k.dtype()).with_layout(k.layout()))
+            })?,
+            Context::Gpu(_) => {
+                let dx = k.uninit_like()?;
+                self.launch("unary_bwd", &[&dx, k, &dy])?;
+                dx
+            }
+        };
+        Ok(vec![Some(dx)])
+    }
+}
+
+impl Unary {
+    fn launch(&self, kernel: &'static str, arrays: &[&Array]) -> Result<()> {
+        let (dtype, n) = (arrays[0].dtype(), arrays[0].len());
+        if !dtype.is_float() {
+            return Err(Error::DType { op: self.name(), dtype, hint: "a float type is needed; use `cast`" });
+        }
+        let (code, a, b) = self.0.code();
+        let mut launch =
+            Launch::new(arrays[0], "unary.cu", kernel, &[("scalar_t", dtype.into()), ("FUNCTION", Define::Word(code))])?;
+        for array in arrays {
+            launch = launch.array(array);
+        }
+        launch.value(a).value(b).value(n as i64).run_1d(n)
+    }
+}
+
+macro_rules! methods {
+    ($($(#[$doc:meta])* $name:ident => $kind:expr;)*) => {
+        impl Tensor {
+            $($(#[$doc])* pub fn $name(&self) -> Result<Tensor> {
+                apply1(Unary($kind), &[self])
+            })*
+        }
+    };
+}
+
+methods! {
+    /// max(x, 0).
+    relu => Relu;
+    /// 1 / (1 + e⁻ˣ).
+    sigmoid => Sigmoid;
+    /// tanh x.
+    tanh => Tanh;
+    /// x·Φ(x), by the error function.
+    gelu => Gelu;
+    /// The tanh approximation of gelu.
+    gelu_tanh => GeluTanh;
+    /// ln(1 + eˣ).
+    softplus => Softplus;
+    /// eˣ.
+    exp => Exp;
+    /// ln x.
+    log => Log;
+    /// √x.
+    sqrt => Sqrt;
+    /// |x|.
+    abs => Abs;
+    /// x².
+    square => Square;
+    /// −x.
+    neg => Neg;
+}
+
+impl Tensor {
+    /// x where x > 0, else `slope`·x.
+    pub fn leaky_relu(&self, slope: f64) -> Result<Tensor> {
+        apply1(Unary(LeakyRelu(slope)), &[self])
+    }
+
+    /// xᵖ.
+    pub fn pow(&self, p: f64) -> Result<Tensor> {
+        apply1(Unary(Pow(p)), &[self])
+    }
+
+    /// a·x + b with two constants.
+    pub fn affine(&self, a: f64, b: f64) -> Result<Tensor> {
+        apply1(Unary(Affine(a, b)), &[self])
+    }
+
+    /// x limited to `lo..=hi`.
+    pub fn clip(&self, lo: f64, hi: f64) -> Result<Tensor> {
+        if !(lo <= hi) {
+            return Err(Error::invalid("clip", format!("the bounds {lo} and {hi} are in the wrong order")));
+        }
+        apply1(Unary(Clip(lo, hi)), &[self])
+    }
+}

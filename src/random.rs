@@ -1,0 +1,121 @@
+//! Counter-based random numbers: element `i` of a draw depends only on the seed, the draw and `i`.
+//!
+//! Philox4x32-10 (Salmon et al., *Parallel random numbers: as easy as 1, 2, 3*, SC 2011). The CPU and the GPU
+//! compute the same numbers, in any order and on any number of threads.
+
+use std::cell::Cell;
+
+thread_local! {
+    static STATE: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
+}
+
+/// Starts this thread's stream of draws anew from `seed`; without a call the seed is 0.
+///
+/// ```
+/// use hadal::{Tensor, cpu, random};
+/// random::seed(7);
+/// let a = Tensor::uniform(0.0, 1.0, &[4], &cpu())?.to_vec()?;
+/// random::seed(7);
+/// assert_eq!(a, Tensor::uniform(0.0, 1.0, &[4], &cpu())?.to_vec()?);
+/// # Ok::<(), hadal::Error>(())
+/// ```
+pub fn seed(seed: u64) {
+    STATE.set((seed, 0));
+}
+
+/// Where this thread's stream stands: the seed, and the number of draws so far. Restored by [`set_state`].
+pub fn state() -> (u64, u64) {
+    STATE.get()
+}
+
+/// Continues this thread's stream from a [`state`] saved earlier.
+pub fn set_state(state: (u64, u64)) {
+    STATE.set(state);
+}
+
+/// The identity of one draw of arbitrarily many numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Draw {
+    /// The stream's seed, Philox's key.
+    pub seed: u64,
+    /// The draw's number in the stream, the upper half of Philox's counter.
+    pub number: u64,
+}
+
+/// The next draw of this thread's stream.
+pub fn next_draw() -> Draw {
+    let (seed, number) = STATE.get();
+    STATE.set((seed, number.wrapping_add(1)));
+    Draw { seed, number }
+}
+
+impl Draw {
+    /// Four independent 32-bit words, elements `4·block … 4·block + 3` of the draw.
+    pub fn block(&self, block: u64) -> [u32; 4] {
+        let counter = [block as u32, (block >> 32) as u32, self.number as u32, (self.number >> 32) as u32];
+        philox(counter, [self.seed as u32, (self.seed >> 32) as u32])
+    }
+
+    /// Calls `f(i, word)` for `i` in `start..start + len`.
+    pub(crate) fn words(&self, start: usize, len: usize, mut f: impl FnMut(usize, u32)) {
+        let mut i = start;
+        while i < start + len {
+            let block = self.block(i as u64 / 4);
+            let stop = (i / 4 * 4 + 4).min(start + len);
+            while i < stop {
+                f(i - start, block[i % 4]);
+                i += 1;
+            }
+        }
+    }
+
+    /// Standard normals of elements `2·pair` and `2·pair + 1` by Box and Muller's transform.
+    pub(crate) fn normal_pair(&self, pair: u64) -> [f32; 2] {
+        let block = self.block(pair / 2);
+        let at = (pair % 2) as usize * 2;
+        // 1 − u lies in (0, 1], so the logarithm is finite.
+        let r = (-2.0 * (1.0 - unit(block[at])).ln()).sqrt();
+        let (sin, cos) = (std::f32::consts::TAU * unit(block[at + 1])).sin_cos();
+        [r * cos, r * sin]
+    }
+}
+
+/// A word's upper 24 bits as a float in [0, 1).
+pub(crate) fn unit(word: u32) -> f32 {
+    (word >> 8) as f32 * (1.0 / 16_777_216.0)
+}
+
+/// Philox4x32 with ten rounds.
+fn philox(mut c: [u32; 4], mut k: [u32; 2]) -> [u32; 4] {
+    for _ in 0..10 {
+        let a = u64::from(c[0]) * 0xD251_1F53;
+        let b = u64::from(c[2]) * 0xCD9E_8D57;
+        c = [(b >> 32) as u32 ^ c[1] ^ k[0], b as u32, (a >> 32) as u32 ^ c[3] ^ k[1], a as u32];
+        k = [k[0].wrapping_add(0x9E37_79B9), k[1].wrapping_add(0xBB67_AE85)];
+    }
+    c
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn philox_gives_the_published_vectors() {
+        // Known-answer tests of Random123 for philox4x32-10.
+        assert_eq!(philox([0; 4], [0; 2]), [0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8]);
+        assert_eq!(philox([!0; 4], [!0; 2]), [0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd]);
+        let (c, k) = ([0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344], [0xa4093822, 0x299f31d0]);
+        assert_eq!(philox(c, k), [0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1]);
+    }
+
+    #[test]
+    fn words_do_not_depend_on_where_a_chunk_starts() {
+        let draw = Draw { seed: 3, number: 9 };
+        let mut all = vec![0; 23];
+        draw.words(0, 23, |i, w| all[i] = w);
+        let mut tail = vec![0; 16];
+        draw.words(7, 16, |i, w| tail[i] = w);
+        assert_eq!(all[7..], tail[..]);
+    }
+}

@@ -1,0 +1,285 @@
+//! [`Tensor`]: an [`Array`] and its place on the tape. The operations are methods that stand beside their op in `ops/`.
+
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError, RwLock,
+    atomic::{AtomicU64, Ordering},
+};
+
+use crate::{
+    Array, Context, DType, Element, Error, Layout, Result,
+    autograd::{self, Edge, GradReq, Node},
+};
+
+/// An n-dimensional array that gradients can flow through; cheap to clone, clones are the same tensor.
+///
+/// ```
+/// use hadal::{Tensor, cpu};
+/// let x = Tensor::arange(0.0, 16.0, 1.0, &cpu())?.reshape(&[2, 8])?;
+/// assert!(x.to_string().ends_with("<Tensor 2x8 @cpu(0)>"));
+/// # Ok::<(), hadal::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Tensor(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    id: u64,
+    value: RwLock<Array>,
+    origin: Option<(Arc<Node>, usize)>,
+    variable: Option<Mutex<Variable>>,
+}
+
+/// The gradient's place of a tensor with `attach_grad`.
+#[derive(Debug)]
+struct Variable {
+    req: GradReq,
+    grad: Option<Array>,
+    /// True from a backward pass until an optimizer has used the gradient.
+    fresh: bool,
+}
+
+impl Tensor {
+    /// A tensor off the tape.
+    pub fn new(array: Array) -> Self {
+        Self::build(array, None, None)
+    }
+
+    pub(crate) fn from_node(array: Array, node: Arc<Node>, output: usize) -> Self {
+        Self::build(array, Some((node, output)), None)
+    }
+
+    fn build(array: Array, origin: Option<(Arc<Node>, usize)>, variable: Option<Mutex<Variable>>) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        Tensor(Arc::new(Inner { id, value: RwLock::new(array), origin, variable }))
+    }
+
+    /// A tensor of `shape` with the elements of `data` in row-major order.
+    pub fn from_vec<T: Element>(data: Vec<T>, shape: &[usize], ctx: &Context) -> Result<Self> {
+        Array::from_vec(data, shape, ctx).map(Self::new)
+    }
+
+    /// f32 zeros.
+    pub fn zeros(shape: &[usize], ctx: &Context) -> Result<Self> {
+        Array::zeros(shape, DType::F32, ctx).map(Self::new)
+    }
+
+    /// f32 ones.
+    pub fn ones(shape: &[usize], ctx: &Context) -> Result<Self> {
+        Self::full(shape, 1.0, ctx)
+    }
+
+    /// f32, all equal to `value`.
+    pub fn full(shape: &[usize], value: f64, ctx: &Context) -> Result<Self> {
+        Array::full(shape, value, DType::F32, ctx).map(Self::new)
+    }
+
+    /// f32: `start, start + step, …` below `stop`.
+    pub fn arange(start: f64, stop: f64, step: f64, ctx: &Context) -> Result<Self> {
+        Array::arange(start, stop, step, DType::F32, ctx).map(Self::new)
+    }
+
+    /// Zeros with this tensor's shape, dtype and device.
+    pub fn zeros_like(&self) -> Result<Self> {
+        let a = self.array();
+        Array::zeros(a.shape(), a.dtype(), &a.context()).map(Self::new)
+    }
+
+    /// Ones with this tensor's shape, dtype and device.
+    pub fn ones_like(&self) -> Result<Self> {
+        let a = self.array();
+        Array::full(a.shape(), 1.0, a.dtype(), &a.context()).map(Self::new)
+    }
+
+    /// The array itself, sharing its memory.
+    pub fn array(&self) -> Array {
+        self.0.value.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replaces the array in place: for parameters and running statistics. Not recorded.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the shape changes, [`Error::Autograd`] when the tensor is the result of a recorded operation.
+    pub fn set_array(&self, array: Array) -> Result<()> {
+        self.update(|value| {
+            if value.shape() != array.shape() {
+                return Err(Error::shape("set_array", "the shape must stay", &[value.shape(), array.shape()]));
+            }
+            *value = array;
+            Ok(())
+        })
+    }
+
+    /// Lets `f` change the array in place. Not recorded.
+    pub fn update(&self, f: impl FnOnce(&mut Array) -> Result<()>) -> Result<()> {
+        if self.0.origin.is_some() {
+            return Err(Error::Autograd("the result of a recorded operation cannot be changed in place".into()));
+        }
+        f(&mut self.0.value.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The shape.
+    pub fn shape(&self) -> Vec<usize> {
+        self.read(|a| a.shape().to_vec())
+    }
+
+    /// The number of dimensions.
+    pub fn rank(&self) -> usize {
+        self.read(Array::rank)
+    }
+
+    /// The extent of the first axis, the batch; 1 for a scalar.
+    pub fn len(&self) -> usize {
+        self.read(|a| a.shape().first().copied().unwrap_or(1))
+    }
+
+    /// The number of elements.
+    pub fn size(&self) -> usize {
+        self.read(Array::len)
+    }
+
+    /// True when there is no element.
+    pub fn is_empty(&self) -> bool {
+        self.size() == 0
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        self.read(Array::dtype)
+    }
+
+    /// The physical order of the elements.
+    pub fn layout(&self) -> Layout {
+        self.read(Array::layout)
+    }
+
+    /// The device it lives on.
+    pub fn context(&self) -> Context {
+        self.read(Array::context)
+    }
+
+    fn read<T>(&self, f: impl FnOnce(&Array) -> T) -> T {
+        f(&self.0.value.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The elements as f32 in row-major order (rounded if the dtype is another one); waits for the device.
+    pub fn to_vec(&self) -> Result<Vec<f32>> {
+        let a = self.array();
+        match a.dtype() {
+            DType::F32 => a.to_vec(),
+            _ => Ok(a.to_f64_vec()?.into_iter().map(|x| x as f32).collect()),
+        }
+    }
+
+    /// The only element of a one-element tensor; waits for the device.
+    pub fn item(&self) -> Result<f64> {
+        self.array().item()
+    }
+
+    /// The same values off the tape.
+    pub fn detach(&self) -> Self {
+        Self::new(self.array())
+    }
+
+    /// The same values in memory of their own, off the tape.
+    pub fn copy(&self) -> Result<Self> {
+        let mut a = self.array();
+        a.make_unique()?;
+        Ok(Self::new(a))
+    }
+
+    /// A variable with these values, off the tape, whose gradient the backward pass writes.
+    pub fn attach_grad(&self) -> Self {
+        self.attach_grad_with(GradReq::Write)
+    }
+
+    /// A variable whose gradient is written, added up, or not computed.
+    pub fn attach_grad_with(&self, req: GradReq) -> Self {
+        Self::build(self.array(), None, Some(Mutex::new(Variable { req, grad: None, fresh: false })))
+    }
+
+    /// dL/dx as the last backward pass left it; zeros before the first.
+    ///
+    /// # Errors
+    /// [`Error::Autograd`] without `attach_grad`.
+    pub fn grad(&self) -> Result<Tensor> {
+        let grad = self.variable()?.grad.clone();
+        match grad {
+            Some(g) => Ok(Tensor::new(g)),
+            None => self.zeros_like(),
+        }
+    }
+
+    /// Forgets the gradient: for a new round with [`GradReq::Add`].
+    pub fn zero_grad(&self) -> Result<()> {
+        let mut v = self.variable()?;
+        (v.grad, v.fresh) = (None, false);
+        Ok(())
+    }
+
+    /// dL/dx for every variable that this tensor (L, summed over its elements) was computed from; frees the tape.
+    ///
+    /// # Errors
+    /// [`Error::Autograd`] when nothing was recorded or the tape was freed before.
+    pub fn backward(&self) -> Result<()> {
+        self.backward_from(&self.ones_like()?, false)
+    }
+
+    /// [`Tensor::backward`] that keeps the tape for another pass.
+    pub fn backward_retain(&self) -> Result<()> {
+        self.backward_from(&self.ones_like()?, true)
+    }
+
+    /// The backward pass from dL/dy = `dy` instead of ones.
+    pub fn backward_from(&self, dy: &Tensor, retain: bool) -> Result<()> {
+        let dy = dy.array();
+        if dy.shape() != self.shape() {
+            return Err(Error::shape("backward", "the head gradient must have the tensor's shape", &[&self.shape(), dy.shape()]));
+        }
+        autograd::backward(self.edge(), dy, retain)
+    }
+
+    pub(crate) fn id(&self) -> u64 {
+        self.0.id
+    }
+
+    /// Where a gradient of this tensor would go; `None` when nothing wants it.
+    pub(crate) fn edge(&self) -> Option<Edge> {
+        if let Some((node, i)) = &self.0.origin {
+            return Some(Edge::Node(node.clone(), *i));
+        }
+        let v = self.variable().ok()?;
+        (v.req != GradReq::Null).then(|| Edge::Leaf(self.clone()))
+    }
+
+    /// Takes the gradient of one backward pass.
+    pub(crate) fn receive(&self, grad: Array) -> Result<()> {
+        let mut v = self.variable()?;
+        match (v.req, &mut v.grad) {
+            (GradReq::Null, _) => return Ok(()),
+            (GradReq::Add, Some(sum)) => sum.add_assign(&grad)?,
+            (_, place) => *place = Some(grad),
+        }
+        v.fresh = true;
+        Ok(())
+    }
+
+    /// The gradient for an optimizer's step, which thereby is used up; `None` when no backward pass has brought one since.
+    pub(crate) fn take_fresh_grad(&self) -> Result<Option<Array>> {
+        let mut v = self.variable()?;
+        if !v.fresh {
+            return Ok(None);
+        }
+        v.fresh = false;
+        Ok(v.grad.clone())
+    }
+
+    fn variable(&self) -> Result<MutexGuard<'_, Variable>> {
+        let v = self
+            .0
+            .variable
+            .as_ref()
+            .ok_or_else(|| Error::Autograd("this tensor has no gradient: call attach_grad first".into()))?;
+        Ok(v.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}

@@ -1,0 +1,130 @@
+//! One table over all ops: gradient check, fast path against reference, GPU against CPU, in every dtype and both layouts.
+//!
+//! A family's cases stand in its own file; a type with `impl Op for` in `src/ops` that has no case fails the suite.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod unary;
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use hadal::{Array, DType, Layout, Result, autograd::Op, check, cpu};
+
+/// An op with inputs to try it on.
+pub struct Case {
+    /// The op's Rust type, as in `impl Op for`.
+    type_name: &'static str,
+    op: Arc<dyn Op>,
+    inputs: Vec<Array>,
+    /// Finite differences make sense (the inputs are away from kinks).
+    smooth: bool,
+    /// Also tried with 4-D inputs in channels-last memory.
+    layouts: bool,
+    /// The dtypes besides f64 to try.
+    dtypes: &'static [DType],
+    /// The bound's factor over `check::bound`, for ops that amplify rounding.
+    slack: f64,
+}
+
+const ALL: &[DType] = &[DType::F32, DType::F16, DType::BF16];
+
+impl Case {
+    pub fn new<O: Op>(op: O, inputs: Vec<Array>) -> Self {
+        let type_name = std::any::type_name::<O>().rsplit("::").next().unwrap();
+        Case { type_name, op: Arc::new(op), inputs, smooth: true, layouts: false, dtypes: ALL, slack: 1.0 }
+    }
+    /// Not differentiable at these inputs: no finite differences.
+    pub fn rough(mut self) -> Self {
+        self.smooth = false;
+        self
+    }
+    pub fn both_layouts(mut self) -> Self {
+        self.layouts = true;
+        self
+    }
+    pub fn dtypes(mut self, dtypes: &'static [DType]) -> Self {
+        self.dtypes = dtypes;
+        self
+    }
+    pub fn slack(mut self, factor: f64) -> Self {
+        self.slack = factor;
+        self
+    }
+    fn label(&self) -> String {
+        let shapes: Vec<_> = self.inputs.iter().map(|a| format!("{:?}", a.shape())).collect();
+        format!("{:?} on {}", self.op, shapes.join(", "))
+    }
+    /// The inputs as they are, and with all 4-D ones channels-last.
+    fn variants(&self) -> Vec<Vec<Array>> {
+        let mut all = vec![self.inputs.clone()];
+        if self.layouts {
+            let cl = |a: &Array| if a.rank() == 4 { a.to_layout(Layout::ChannelsLast).unwrap() } else { a.clone() };
+            all.push(self.inputs.iter().map(cl).collect());
+        }
+        all
+    }
+}
+
+/// The whole table.
+fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    all.extend(unary::cases().unwrap());
+    all
+}
+
+/// Runs `f` over the table and reports all failures together.
+fn for_all(f: impl Fn(&Case) -> Result<()>) {
+    let mut failures = Vec::new();
+    let cases = cases();
+    for case in &cases {
+        if let Err(e) = f(case) {
+            failures.push(format!("{}: {e}", case.label()));
+        }
+    }
+    assert!(failures.is_empty(), "{} of {} cases failed:\n{}", failures.len(), cases.len(), failures.join("\n"));
+}
+
+fn cast(a: &Array, dtype: DType) -> Array {
+    hadal::check::cast(a, dtype).unwrap().to_layout(a.layout()).unwrap()
+}
+
+#[test]
+fn every_op_is_in_the_table() {
+    let have: BTreeSet<&str> = cases().iter().map(|c| c.type_name).collect();
+    let missing: Vec<_> = hadal::ops::OP_TYPES.iter().filter(|t| !have.contains(*t)).collect();
+    assert!(!hadal::ops::OP_TYPES.is_empty() && missing.is_empty(), "ops without a gradient check: {missing:?}");
+}
+
+#[test]
+fn gradients_match_finite_differences() {
+    let smooth: BTreeSet<&str> = cases().iter().filter(|c| c.smooth).map(|c| c.type_name).collect();
+    assert!(!smooth.is_empty());
+    for_all(|c| if c.smooth { c.variants().iter().try_for_each(|x| check::gradients(&*c.op, x)) } else { Ok(()) });
+}
+
+#[test]
+fn the_fast_path_matches_the_reference() {
+    for_all(|c| {
+        for x in c.variants() {
+            for &dtype in c.dtypes {
+                check::reference_within(&*c.op, &x, dtype, 2.0 * c.slack * check::bound(dtype))?;
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn the_gpu_matches_the_cpu() {
+    let Some(gpu) = common::gpu() else { return };
+    for_all(|c| {
+        for x in c.variants() {
+            for &dtype in c.dtypes.iter().chain(&[DType::F64]) {
+                let x: Vec<Array> = x.iter().map(|a| cast(a, dtype)).collect();
+                check::parity_within(&*c.op, &x, &gpu, &cpu(), c.slack * check::bound(dtype))?;
+            }
+        }
+        Ok(())
+    });
+}
