@@ -312,7 +312,7 @@ impl Array {
     }
 
     /// `self += other`, same shape and dtype, in this array's layout and memory.
-    pub(crate) fn add_assign(&mut self, other: &Array) -> Result<()> {
+    pub fn add_assign(&mut self, other: &Array) -> Result<()> {
         if self.shape != other.shape || self.dtype != other.dtype {
             return Err(Error::shape("add_assign", format!("{} and {}", self.dtype, other.dtype), &[&self.shape, &other.shape]));
         }

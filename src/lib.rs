@@ -1,4 +1,23 @@
-//! A CUDA-backed deep-learning framework: hand-written kernels compiled at run time, a CPU path that checks them.
+//! A CUDA-backed deep-learning framework: hand-written kernels that NVRTC compiles at run time, and a CPU path that checks
+//! every one of them and takes over where there is no GPU. The vocabulary is that of MXNet Gluon and *Dive into Deep Learning*.
+//!
+//! ```
+//! use hadal::{Tensor, Trainer, autograd, init, loss::L2, nn, optim::Sgd, try_gpu};
+//!
+//! let ctx = try_gpu(0); // gpu(0), or cpu(0) where there is none
+//! let net = nn::Sequential::new().add(nn::Dense::new(8).tanh()).add(nn::Dense::new(1));
+//! net.initialize(init::Xavier::new(), &ctx)?;
+//! let mut trainer = Trainer::new(net.parameters(), Sgd::new(0.3));
+//!
+//! let x = Tensor::arange(-1.0, 1.0, 0.1, &ctx)?.reshape(&[-1, 1])?;
+//! let y = x.square()?;
+//! for _ in 0..50 {
+//!     let l = autograd::record(|| L2::new().forward(&net.forward(&x)?, &y))?;
+//!     l.backward()?;
+//!     trainer.step(x.len())?;
+//! }
+//! # Ok::<(), hadal::Error>(())
+//! ```
 #![warn(missing_docs)]
 #![deny(unsafe_code)]
 
@@ -6,27 +25,42 @@ mod array;
 pub mod autograd;
 pub mod check;
 mod context;
-pub mod cpu;
+mod cpu;
 pub mod cuda;
+pub mod data;
+mod display;
+mod doctor;
 mod dtype;
 mod error;
+pub mod init;
+pub mod loss;
+pub mod models;
+pub mod nn;
 pub mod ops;
+pub mod optim;
 pub mod random;
 pub mod shape;
 mod tensor;
+pub mod train;
+mod trainer;
 
 pub use array::{Array, Storage};
 pub use context::{Context, MemoryStats, cpu, gpu, num_gpus, try_gpu};
+pub use doctor::doctor;
 pub use dtype::{CpuStorage, DType, Element};
 pub use error::{Error, Result};
 pub use shape::Layout;
 pub use tensor::Tensor;
+pub use train::{evaluate_accuracy, train_ch3, train_ch5};
+pub use trainer::Trainer;
 
 /// The user's cache folder for hadal.
 pub(crate) fn user_cache() -> Option<std::path::PathBuf> {
     let path = |v: &str| std::env::var_os(v).filter(|p| !p.is_empty()).map(std::path::PathBuf::from);
-    path("XDG_CACHE_HOME")
-        .or_else(|| path("LOCALAPPDATA"))
-        .or_else(|| path("HOME").map(|h| h.join(".cache")))
-        .map(|c| c.join("hadal"))
+    path("XDG_CACHE_HOME").or_else(|| path("LOCALAPPDATA")).or_else(|| path("HOME").map(|h| h.join(".cache"))).map(|c| c.join("hadal"))
 }
+
+/// The README's programs compile.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

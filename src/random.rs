@@ -80,6 +80,59 @@ impl Draw {
     }
 }
 
+/// The words of one [`Draw`] in order, as a generator for the `rand` crate and its distributions.
+///
+/// ```
+/// use hadal::random::{self, Philox};
+/// use rand::RngExt;
+/// random::seed(7);
+/// let dice: Vec<u8> = Philox::next().random_iter::<u8>().take(3).map(|b| b % 6 + 1).collect();
+/// assert!(dice.iter().all(|d| (1..=6).contains(d)));
+/// ```
+#[derive(Clone, Debug)]
+pub struct Philox {
+    draw: Draw,
+    position: u64,
+}
+
+impl Philox {
+    /// Over the next draw of this thread's stream.
+    #[allow(clippy::should_implement_trait)]
+    pub fn next() -> Self {
+        Self::over(next_draw())
+    }
+
+    /// Over a given draw.
+    pub fn over(draw: Draw) -> Self {
+        Philox { draw, position: 0 }
+    }
+
+    fn word(&mut self) -> u32 {
+        let word = self.draw.block(self.position / 4)[(self.position % 4) as usize];
+        self.position += 1;
+        word
+    }
+}
+
+impl rand::TryRng for Philox {
+    type Error = std::convert::Infallible;
+
+    fn try_next_u32(&mut self) -> Result<u32, Self::Error> {
+        Ok(self.word())
+    }
+
+    fn try_next_u64(&mut self) -> Result<u64, Self::Error> {
+        Ok(u64::from(self.word()) | u64::from(self.word()) << 32)
+    }
+
+    fn try_fill_bytes(&mut self, bytes: &mut [u8]) -> Result<(), Self::Error> {
+        for chunk in bytes.chunks_mut(4) {
+            chunk.copy_from_slice(&self.word().to_le_bytes()[..chunk.len()]);
+        }
+        Ok(())
+    }
+}
+
 /// A word's upper 24 bits as a float in [0, 1).
 pub(crate) fn unit(word: u32) -> f32 {
     (word >> 8) as f32 * (1.0 / 16_777_216.0)

@@ -264,14 +264,16 @@ impl Tensor {
         Ok(())
     }
 
-    /// The gradient for an optimizer's step, which thereby is used up; `None` when no backward pass has brought one since.
-    pub(crate) fn take_fresh_grad(&self) -> Result<Option<Array>> {
-        let mut v = self.variable()?;
-        if !v.fresh {
-            return Ok(None);
-        }
-        v.fresh = false;
-        Ok(v.grad.clone())
+    /// The gradient for an optimizer's step; `None` when no backward pass has brought one since the last.
+    pub(crate) fn fresh_grad(&self) -> Result<Option<Array>> {
+        let v = self.variable()?;
+        Ok(v.grad.clone().filter(|_| v.fresh))
+    }
+
+    /// Marks the gradient as used by an optimizer.
+    pub(crate) fn use_grad(&self) -> Result<()> {
+        self.variable()?.fresh = false;
+        Ok(())
     }
 
     fn variable(&self) -> Result<MutexGuard<'_, Variable>> {

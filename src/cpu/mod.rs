@@ -1,4 +1,4 @@
 //! Building blocks of the CPU's fast path: recycled buffers, gemm, convolution, pooling, normalization on slices.
 
-pub mod buffers;
+pub(crate) mod buffers;
 pub(crate) mod parallel;

@@ -1,0 +1,155 @@
+//! Trains the book's ResNet-18 on Fashion-MNIST: on gpu(0) if there is one, else on the CPU.
+//!
+//!     cargo run --release --example resnet18_fashion_mnist -- --help
+
+use std::{
+    io::IsTerminal,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use clap::Parser;
+use hadal::{
+    Context, Error, Result, Trainer,
+    data::{Download, FashionMnist},
+    gpu, init, models,
+    nn::Block,
+    optim::Sgd,
+    train::{RunOptions, train_run},
+    try_gpu,
+};
+
+/// Trains ResNet-18 on Fashion-MNIST, as section 7.6 of the book does.
+#[derive(Parser)]
+struct Args {
+    /// cpu, gpu, gpu:1, … or auto: gpu(0) if it can be used, else the CPU
+    #[arg(long, default_value = "auto")]
+    context: String,
+    /// Passes over the training images
+    #[arg(long, default_value_t = 5)]
+    epochs: usize,
+    /// Images in a step [default: 256; 50 on the shipped sample]
+    #[arg(long)]
+    batch_size: Option<usize>,
+    /// Learning rate
+    #[arg(long, default_value_t = 0.05)]
+    lr: f64,
+    /// Side of the images after resizing
+    #[arg(long, default_value_t = 96)]
+    resize: usize,
+    /// Decides first values and the order of the images
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Folder with the four idx files [default: searched, downloaded, else the shipped sample]
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// Never download
+    #[arg(long)]
+    offline: bool,
+    /// Use only the first N images of each set
+    #[arg(long)]
+    limit: Option<usize>,
+    /// Write the parameters there at the end, also after Ctrl-C
+    #[arg(long)]
+    save: Option<PathBuf>,
+    /// Start from parameters that --save wrote
+    #[arg(long)]
+    resume: Option<PathBuf>,
+}
+
+fn main() {
+    if let Err(e) = run(&Args::parse()) {
+        eprintln!("error: {e}");
+        std::process::exit(1);
+    }
+}
+
+fn run(args: &Args) -> Result<()> {
+    let ctx = context(&args.context)?;
+    if args.context == "auto" && !ctx.is_gpu() {
+        if let Err(why) = gpu(0) {
+            println!("no GPU: {why}");
+        }
+    }
+    let data = load(args)?;
+    println!("{}", data.describe());
+    let (mut train, mut test) = (data.train.clone(), data.test.clone());
+    if let Some(n) = args.limit {
+        (train, test) = (train.take(n), test.take(n));
+    }
+    let data = FashionMnist { train, test, source: data.source.clone() };
+    // The sample has few images: smaller batches, so that there are steps enough to learn something.
+    let batch_size = args.batch_size.unwrap_or(if data.is_sample() { 50 } else { 256 });
+    let (train, test) = data.loaders(batch_size, Some(args.resize), args.seed, &ctx)?;
+
+    hadal::random::seed(args.seed);
+    let net = models::resnet18(10);
+    let mut first_epoch = 0;
+    match &args.resume {
+        Some(file) => {
+            net.load(file, &ctx)?;
+            first_epoch = hadal::nn::metadata(file)?.get("epochs").and_then(|e| e.parse().ok()).unwrap_or(0);
+            println!("resumed from {} after {first_epoch} epoch(s)", file.display());
+        }
+        None => net.initialize(init::Xavier::new(), &ctx)?,
+    }
+    let mut trainer = Trainer::new(net.parameters(), Sgd::new(args.lr));
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    let handler = ctrlc::set_handler(move || {
+        if flag.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        eprintln!("\nending after this batch; Ctrl-C again ends at once");
+    });
+    handler.map_err(|e| Error::invalid("ctrl-c", e.to_string()))?;
+
+    let options = RunOptions { first_epoch, stop: Some(&stop), quiet: false };
+    let reports = train_run(&net, &train, &test, &mut trainer, args.epochs, options)?;
+    if let Some(last) = reports.last() {
+        println!("{:.1} images/s on {ctx}", last.samples as f64 / last.seconds);
+    }
+    if let Some(file) = &args.save {
+        let epochs = first_epoch + reports.len();
+        Block::save_with(&net, file, &[("epochs", &epochs.to_string())])?;
+        println!("parameters after {epochs} epoch(s) are in {}", file.display());
+    }
+    Ok(())
+}
+
+/// The context of that name.
+fn context(name: &str) -> Result<Context> {
+    match name {
+        "auto" => Ok(try_gpu(0)),
+        "cpu" => Ok(Context::Cpu),
+        "gpu" => gpu(0),
+        other => match other.strip_prefix("gpu:").and_then(|i| i.parse().ok()) {
+            Some(i) => gpu(i),
+            None => Err(Error::invalid("--context", format!("{other:?} is none of auto, cpu, gpu, gpu:1, …"))),
+        },
+    }
+}
+
+/// The data set, with progress on a terminal while it is downloaded.
+fn load(args: &Args) -> Result<FashionMnist> {
+    let mut options = FashionMnist::options();
+    if let Some(folder) = &args.data {
+        options = options.folder(folder);
+    }
+    if args.offline {
+        options = options.download(Download::Never);
+    }
+    let terminal = std::io::stderr().is_terminal();
+    options.load_with(&mut |file, done, total| {
+        if terminal {
+            eprint!("\r{file}: {:.1} of {:.1} MB", done as f64 / 1e6, total as f64 / 1e6);
+            if done >= total {
+                eprintln!();
+            }
+        }
+    })
+}

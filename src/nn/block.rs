@@ -1,0 +1,292 @@
+//! What every layer and every block of layers is: something with a forward pass, and parts with names.
+
+use std::{
+    cell::RefCell,
+    collections::{HashMap, HashSet},
+    path::Path,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use super::{Parameter, store};
+use crate::{Context, Error, Result, Tensor, init::Init};
+
+/// The forward pass.
+pub trait Forward {
+    /// Computes the output for a batch.
+    fn forward(&self, x: &Tensor) -> Result<Tensor>;
+}
+
+/// The parts of a block. Layers write it by hand, [`block!`](crate::block) writes it for structs of layers.
+pub trait Structure {
+    /// The layer's identity; `None` for plain structs.
+    fn info(&self) -> Option<&Info> {
+        None
+    }
+
+    /// The layer's own parameters.
+    fn own_parameters(&self) -> Vec<(&'static str, &Parameter)> {
+        Vec::new()
+    }
+
+    /// The parts in order of declaration; a name like `[0]` is an index.
+    fn children(&self) -> Vec<(String, &dyn Structure)> {
+        Vec::new()
+    }
+
+    /// One line for printing, such as `Dense(784 -> 10)`; empty for what is no layer at all.
+    fn describe(&self) -> String {
+        String::new()
+    }
+}
+
+/// A block of a net: [`Forward`] with [`Structure`]. Implemented for everything that has both.
+pub trait Block: Forward + Structure + Send + Sync {
+    /// The layer's name by Gluon's counters (`conv0`, `dense1`), or the struct's name.
+    fn name(&self) -> String {
+        self.info().map_or_else(|| self.describe().to_lowercase(), |i| i.name.clone())
+    }
+
+    /// All parameters (weights, biases, running statistics) with their paths, such as `4.0.conv1.weight`; a shared one once.
+    fn collect(&self) -> Vec<(String, Parameter)> {
+        let mut out = Vec::new();
+        walk(self.as_structure(), "", &mut |path, s| {
+            let prefix = path.replace("][", ".").replace(['[', ']'], "");
+            for (name, p) in s.own_parameters() {
+                let dot = if prefix.is_empty() { "" } else { "." };
+                out.push((format!("{prefix}{dot}{name}"), p.clone()));
+            }
+        });
+        let mut seen = HashSet::new();
+        out.retain(|(_, p)| seen.insert(p.id()));
+        out
+    }
+
+    /// The trainable parameters, for a [`crate::Trainer`].
+    fn parameters(&self) -> Vec<Parameter> {
+        self.collect().into_iter().map(|(_, p)| p).filter(Parameter::is_trainable).collect()
+    }
+
+    /// The number of trainable elements whose shapes are known so far.
+    fn parameter_count(&self) -> usize {
+        self.parameters().iter().map(|p| p.shape().iter().product::<usize>()).sum()
+    }
+
+    /// Gives every parameter its first values on `ctx`: weights by `init`, biases and running means 0, scales and running
+    /// variances 1. A weight whose shape is not known yet gets them at the first forward pass. Parameters that have
+    /// values keep them.
+    fn initialize(&self, init: impl Init + 'static, ctx: &Context) -> Result<()>
+    where
+        Self: Sized,
+    {
+        initialize(self, Arc::new(init), ctx, false)
+    }
+
+    /// [`Block::initialize`] that draws new values also where there are some: the book's `force_reinit=True`.
+    fn reinitialize(&self, init: impl Init + 'static, ctx: &Context) -> Result<()>
+    where
+        Self: Sized,
+    {
+        initialize(self, Arc::new(init), ctx, true)
+    }
+
+    /// Writes all parameters to a safetensors file, beside first, then renamed.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] when one has no values yet, [`Error::Io`] when the file cannot be written.
+    fn save(&self, path: impl AsRef<Path>) -> Result<()>
+    where
+        Self: Sized,
+    {
+        self.save_with(path, &[])
+    }
+
+    /// [`Block::save`] with words beside the parameters, such as the number of epochs; [`super::metadata`] reads them.
+    fn save_with(&self, path: impl AsRef<Path>, metadata: &[(&str, &str)]) -> Result<()>
+    where
+        Self: Sized,
+    {
+        store::save(&self.collect(), metadata, path.as_ref())
+    }
+
+    /// Reads all parameters from a safetensors file onto `ctx`.
+    ///
+    /// # Errors
+    /// [`Error::Data`] names the file and the first parameter that is missing, superfluous or of another shape; then
+    /// nothing has been changed.
+    fn load(&self, path: impl AsRef<Path>, ctx: &Context) -> Result<()>
+    where
+        Self: Sized,
+    {
+        place(self.as_structure());
+        store::load(&self.collect(), path.as_ref(), ctx)
+    }
+
+    /// The tree of layers, one line each.
+    fn tree(&self) -> String {
+        let mut out = String::new();
+        print(self.as_structure(), "", 0, &mut out);
+        out
+    }
+
+    #[doc(hidden)]
+    fn as_structure(&self) -> &dyn Structure;
+}
+
+impl<T: Forward + Structure + Send + Sync> Block for T {
+    fn as_structure(&self) -> &dyn Structure {
+        self
+    }
+}
+
+fn initialize(block: &impl Block, init: Arc<dyn Init>, ctx: &Context, force: bool) -> Result<()> {
+    place(block.as_structure());
+    block.collect().iter().try_for_each(|(_, p)| p.initialize(&init, ctx, force))
+}
+
+/// Tells every layer its path from the root and every parameter its name, for errors.
+fn place(root: &dyn Structure) {
+    walk(root, "", &mut |path, s| {
+        let path = if path.starts_with('[') || path.is_empty() { format!("net{path}") } else { format!("net.{path}") };
+        if let Some(info) = s.info() {
+            *info.path.write().unwrap_or_else(PoisonError::into_inner) = path.clone();
+        }
+        for (name, p) in s.own_parameters() {
+            p.set_name(format!("{path}.{name}"));
+        }
+    });
+}
+
+/// Visits `s` and all its parts, outermost first; paths look like `[4][0].conv1`.
+fn walk<'a>(s: &'a dyn Structure, path: &str, f: &mut dyn FnMut(&str, &'a dyn Structure)) {
+    f(path, s);
+    for (name, child) in s.children() {
+        let dot = if path.is_empty() || name.starts_with('[') { "" } else { "." };
+        walk(child, &format!("{path}{dot}{name}"), f);
+    }
+}
+
+fn print(s: &dyn Structure, label: &str, depth: usize, out: &mut String) {
+    let line = s.describe();
+    let children = s.children();
+    if line.is_empty() && children.is_empty() {
+        return;
+    }
+    let indent = "  ".repeat(depth);
+    *out += &format!("{indent}{label}{line}{}\n", if children.is_empty() { "" } else { "(" });
+    for (name, child) in &children {
+        print(*child, &format!("({}): ", name.trim_matches(['[', ']'])), depth + 1, out);
+    }
+    if !children.is_empty() {
+        *out += &format!("{indent})\n");
+    }
+}
+
+/// A layer's identity: its name by Gluon's counters, and its path once the net is initialized.
+#[derive(Debug)]
+pub struct Info {
+    name: String,
+    path: RwLock<String>,
+}
+
+thread_local! {
+    static COUNTERS: RefCell<HashMap<&'static str, usize>> = RefCell::default();
+}
+
+impl Info {
+    /// The next name of that kind on this thread: `conv0`, `conv1`, …
+    pub fn new(kind: &'static str) -> Self {
+        let n = COUNTERS.with_borrow_mut(|c| {
+            let n = c.entry(kind).or_default();
+            *n += 1;
+            *n - 1
+        });
+        Info { name: format!("{kind}{n}"), path: RwLock::default() }
+    }
+
+    /// The name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The path from the root of the net, such as `net[4].conv1`; before initialization the name.
+    pub fn path(&self) -> String {
+        let path = self.path.read().unwrap_or_else(PoisonError::into_inner);
+        if path.is_empty() { self.name.clone() } else { path.clone() }
+    }
+
+    /// Puts the layer's path in front of an error: `net[4].conv1: …`.
+    pub fn at<T>(&self, result: Result<T>) -> Result<T> {
+        result.map_err(|e: Error| e.at(&self.path()))
+    }
+}
+
+/// Declares a struct of layers and its [`Structure`](crate::nn::Structure): every field is part of the block, none can be forgotten.
+///
+/// Fields may be layers, blocks, `Option`s, `Vec`s, `Box`es and `Arc`s of them, and plain numbers, flags and strings.
+#[macro_export]
+macro_rules! block {
+    ($(#[$meta:meta])* $vis:vis struct $name:ident { $($(#[$fmeta:meta])* $fvis:vis $field:ident : $ty:ty),* $(,)? }) => {
+        $(#[$meta])*
+        $vis struct $name { $($(#[$fmeta])* $fvis $field: $ty),* }
+
+        impl $crate::nn::Structure for $name {
+            fn children(&self) -> Vec<(String, &dyn $crate::nn::Structure)> {
+                vec![$((stringify!($field).to_owned(), &self.$field as &dyn $crate::nn::Structure)),*]
+            }
+            fn describe(&self) -> String {
+                stringify!($name).to_owned()
+            }
+        }
+    };
+}
+
+macro_rules! plain {
+    ($($t:ty),*) => {$( impl Structure for $t {} )*};
+}
+plain!(usize, isize, i32, i64, u32, u64, f32, f64, bool, String, &'static str);
+
+impl<T: Structure> Structure for Option<T> {
+    fn info(&self) -> Option<&Info> {
+        self.as_ref().and_then(Structure::info)
+    }
+    fn own_parameters(&self) -> Vec<(&'static str, &Parameter)> {
+        self.as_ref().map_or_else(Vec::new, Structure::own_parameters)
+    }
+    fn children(&self) -> Vec<(String, &dyn Structure)> {
+        self.as_ref().map_or_else(Vec::new, Structure::children)
+    }
+    fn describe(&self) -> String {
+        self.as_ref().map_or_else(String::new, Structure::describe)
+    }
+}
+
+impl<T: Structure> Structure for Vec<T> {
+    fn children(&self) -> Vec<(String, &dyn Structure)> {
+        self.iter().enumerate().map(|(i, c)| (format!("[{i}]"), c as &dyn Structure)).collect()
+    }
+}
+
+macro_rules! pointer {
+    ($($p:ident),*) => {$(
+        impl<T: Structure + ?Sized> Structure for $p<T> {
+            fn info(&self) -> Option<&Info> {
+                (**self).info()
+            }
+            fn own_parameters(&self) -> Vec<(&'static str, &Parameter)> {
+                (**self).own_parameters()
+            }
+            fn children(&self) -> Vec<(String, &dyn Structure)> {
+                (**self).children()
+            }
+            fn describe(&self) -> String {
+                (**self).describe()
+            }
+        }
+        impl<T: Forward + ?Sized> Forward for $p<T> {
+            fn forward(&self, x: &Tensor) -> Result<Tensor> {
+                (**self).forward(x)
+            }
+        }
+    )*};
+}
+pointer!(Box, Arc);

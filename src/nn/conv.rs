@@ -1,0 +1,156 @@
+//! [`Conv2D`].
+
+use super::{
+    Forward, Info, Pair, Parameter, Role, Structure,
+    basic::{Function, activations},
+};
+use crate::{Error, Result, Tensor, init::Init, ops::Conv2dOptions};
+
+/// Cross-correlation of (N, C, H, W) with weights (O, C/groups, kh, kw), plus a bias for each output channel.
+///
+/// y[n,o,i,j] = b[o] + Σ_{c,r,s} w[o,c,r,s] · x[n, c, i·stride − pad + r·dilation, j·stride − pad + s·dilation]
+///
+/// ```
+/// use hadal::{Tensor, cpu, init, nn::{Block, Conv2D, Forward}};
+/// let conv = Conv2D::new(1, (3, 5)).padding((0, 1)).stride((3, 4));
+/// conv.initialize(init::Xavier::new(), &cpu())?;
+/// assert_eq!(conv.forward(&Tensor::ones(&[1, 1, 8, 8], &cpu())?)?.shape(), [1, 1, 2, 2]);
+/// # Ok::<(), hadal::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Conv2D {
+    info: Info,
+    channels: usize,
+    kernel: Pair,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: usize,
+    function: Function,
+    weight: Parameter,
+    bias: Option<Parameter>,
+}
+
+impl Conv2D {
+    /// With that many output channels and that window; stride 1, no padding.
+    pub fn new(channels: usize, kernel: impl Into<Pair>) -> Self {
+        let kernel = kernel.into();
+        let [kh, kw] = kernel.0;
+        Conv2D {
+            info: Info::new("conv"),
+            channels,
+            kernel,
+            stride: Pair([1, 1]),
+            padding: Pair([0, 0]),
+            dilation: Pair([1, 1]),
+            groups: 1,
+            function: Function(None),
+            weight: Parameter::new(Role::Weight, &[channels, 0, kh, kw]),
+            bias: Some(Parameter::new(Role::Offset, &[channels])),
+        }
+    }
+
+    /// Steps of the window.
+    pub fn stride(mut self, stride: impl Into<Pair>) -> Self {
+        self.stride = stride.into();
+        self
+    }
+
+    /// Rows and columns of zeros on each side.
+    pub fn padding(mut self, padding: impl Into<Pair>) -> Self {
+        self.padding = padding.into();
+        self
+    }
+
+    /// Distance of the window's elements.
+    pub fn dilation(mut self, dilation: impl Into<Pair>) -> Self {
+        self.dilation = dilation.into();
+        self
+    }
+
+    /// Splits the channels into independent groups.
+    pub fn groups(mut self, groups: usize) -> Self {
+        self.groups = groups;
+        self
+    }
+
+    /// Without the bias.
+    pub fn no_bias(mut self) -> Self {
+        self.bias = None;
+        self
+    }
+
+    /// Declares the number of input channels; after `groups`.
+    pub fn in_channels(mut self, channels: usize) -> Self {
+        let [kh, kw] = self.kernel.0;
+        self.weight = Parameter::new(Role::Weight, &[self.channels, channels / self.groups.max(1), kh, kw]);
+        self
+    }
+
+    /// An initializer of its own for the weight.
+    pub fn weight_init(self, init: impl Init + 'static) -> Self {
+        self.weight.set_init(init);
+        self
+    }
+
+    /// The weight.
+    pub fn weight(&self) -> &Parameter {
+        &self.weight
+    }
+
+    /// The bias.
+    pub fn bias(&self) -> Option<&Parameter> {
+        self.bias.as_ref()
+    }
+
+    fn run(&self, x: &Tensor) -> Result<Tensor> {
+        let shape = x.shape();
+        let &[_, c, _, _] = shape.as_slice() else {
+            return Err(Error::shape("conv2d", "an input (N, C, H, W) is needed", &[&shape]));
+        };
+        if self.groups == 0 || c % self.groups != 0 || c == 0 {
+            return Err(Error::shape("conv2d", format!("{c} input channels do not split into {} groups", self.groups), &[&shape]));
+        }
+        let [kh, kw] = self.kernel.0;
+        let w = self.weight.ready(&[self.channels, c / self.groups, kh, kw])?;
+        let b = self.bias.as_ref().map(|b| b.ready(&[self.channels])).transpose()?;
+        let options = Conv2dOptions::new().stride(self.stride.0).padding(self.padding.0).dilation(self.dilation.0).groups(self.groups);
+        self.function.apply(x.conv2d(&w, b.as_ref(), options)?)
+    }
+}
+
+activations!(Conv2D);
+
+impl Forward for Conv2D {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.info.at(self.run(x))
+    }
+}
+
+impl Structure for Conv2D {
+    fn info(&self) -> Option<&Info> {
+        Some(&self.info)
+    }
+
+    fn own_parameters(&self) -> Vec<(&'static str, &Parameter)> {
+        let mut all = vec![("weight", &self.weight)];
+        all.extend(self.bias.as_ref().map(|b| ("bias", b)));
+        all
+    }
+
+    fn describe(&self) -> String {
+        let inputs = match self.weight.shape().get(1) {
+            Some(&n) if n > 0 => (n * self.groups).to_string(),
+            _ => "?".to_owned(),
+        };
+        let mut s = format!("Conv2D({inputs} -> {}, kernel {}, stride {}, padding {}", self.channels, self.kernel, self.stride, self.padding);
+        if self.dilation != Pair([1, 1]) {
+            s += &format!(", dilation {}", self.dilation);
+        }
+        if self.groups != 1 {
+            s += &format!(", groups {}", self.groups);
+        }
+        s += &self.function.describe();
+        s + if self.bias.is_some() { ")" } else { ", no bias)" }
+    }
+}

@@ -1,0 +1,238 @@
+//! A layer's parameter: values that may come later, when the first batch tells their shape.
+
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use crate::{
+    Array, Context, DType, Error, Result, Tensor,
+    autograd::GradReq,
+    init::{Constant, Init},
+    shape::Display,
+};
+
+/// What a parameter is for; decides its first values and whether it is trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// A weight: the net's initializer.
+    Weight,
+    /// An offset (bias, β): 0.
+    Offset,
+    /// A scale (γ): 1.
+    Scale,
+    /// A running mean: 0, not trained.
+    RunningMean,
+    /// A running variance: 1, not trained.
+    RunningVar,
+}
+
+/// A handle on one parameter; clones are the same parameter.
+#[derive(Clone, Debug)]
+pub struct Parameter(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    role: Role,
+    state: RwLock<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    name: String,
+    /// 0 where an extent is not known yet.
+    shape: Vec<usize>,
+    value: Option<Tensor>,
+    /// First values wanted, shape not known yet.
+    pending: Option<(Arc<dyn Init>, Context)>,
+    /// The layer's own initializer, which comes before the net's.
+    own_init: Option<Arc<dyn Init>>,
+    grad_req: GradReq,
+    lr_mult: f64,
+    wd_mult: f64,
+}
+
+impl Parameter {
+    /// A parameter without values; extents of 0 are to be learned at the first forward pass.
+    pub fn new(role: Role, shape: &[usize]) -> Self {
+        let trained = !matches!(role, Role::RunningMean | Role::RunningVar);
+        let state = State {
+            name: format!("{role:?}").to_lowercase(),
+            shape: shape.to_vec(),
+            value: None,
+            pending: None,
+            own_init: None,
+            grad_req: if trained { GradReq::Write } else { GradReq::Null },
+            lr_mult: 1.0,
+            wd_mult: 1.0,
+        };
+        Parameter(Arc::new(Inner { role, state: RwLock::new(state) }))
+    }
+
+    /// The path in its net, such as `net[0].weight`.
+    pub fn name(&self) -> String {
+        self.read().name.clone()
+    }
+
+    /// What it is for.
+    pub fn role(&self) -> Role {
+        self.0.role
+    }
+
+    /// The shape; 0 where an extent is not known yet.
+    pub fn shape(&self) -> Vec<usize> {
+        self.read().shape.clone()
+    }
+
+    /// The values.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] before they exist.
+    pub fn data(&self) -> Result<Tensor> {
+        let s = self.read();
+        s.value.clone().ok_or_else(|| s.missing())
+    }
+
+    /// dL/dw of the last backward pass.
+    pub fn grad(&self) -> Result<Tensor> {
+        self.data()?.grad()
+    }
+
+    /// Replaces the values, keeping shape and device.
+    pub fn set_data(&self, array: Array) -> Result<()> {
+        let value = self.data()?;
+        value.set_array(array.to_context(&value.context())?)
+    }
+
+    /// Gives it values on `ctx`, whatever it had; the shape must fit what is known of it.
+    pub(super) fn replace(&self, array: Array, ctx: &Context) -> Result<()> {
+        let mut s = self.write();
+        s.fits(array.shape())?;
+        s.shape = array.shape().to_vec();
+        s.value = Some(Tensor::new(array.to_context(ctx)?).attach_grad_with(s.grad_req));
+        s.pending = None;
+        Ok(())
+    }
+
+    /// An error if an array of `shape` cannot be its value.
+    pub(super) fn check(&self, shape: &[usize]) -> Result<()> {
+        self.read().fits(shape)
+    }
+
+    /// True if the optimizer changes it.
+    pub fn is_trainable(&self) -> bool {
+        self.read().grad_req != GradReq::Null
+    }
+
+    /// What a backward pass does with its gradient; `Null` freezes it.
+    pub fn set_grad_req(&self, req: GradReq) {
+        let mut s = self.write();
+        s.grad_req = req;
+        s.value = s.value.take().map(|t| t.attach_grad_with(req));
+    }
+
+    /// An initializer of its own, instead of the net's.
+    pub fn set_init(&self, init: impl Init + 'static) {
+        self.write().own_init = Some(Arc::new(init));
+    }
+
+    /// Factors on the optimizer's learning rate and weight decay.
+    pub fn multipliers(&self) -> (f64, f64) {
+        let s = self.read();
+        (s.lr_mult, s.wd_mult)
+    }
+
+    /// Sets the factor on the learning rate.
+    pub fn set_lr_mult(&self, factor: f64) {
+        self.write().lr_mult = factor;
+    }
+
+    /// Sets the factor on the weight decay.
+    pub fn set_wd_mult(&self, factor: f64) {
+        self.write().wd_mult = factor;
+    }
+
+    /// The values; at the first forward pass this is where they come to be, with the shape that the batch asks for.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] when the net was not initialized or a known extent differs.
+    pub fn ready(&self, shape: &[usize]) -> Result<Tensor> {
+        if let Some(t) = &self.read().value {
+            return Ok(t.clone());
+        }
+        let mut s = self.write();
+        if let Some(t) = &s.value {
+            return Ok(t.clone());
+        }
+        let (init, ctx) = s.pending.clone().ok_or_else(|| s.missing())?;
+        s.fits(shape)?;
+        s.shape = shape.to_vec();
+        s.create(&*init, &ctx)
+    }
+
+    /// First values on `ctx`, now or, where the shape is not known, at the first forward pass.
+    pub(super) fn initialize(&self, net: &Arc<dyn Init>, ctx: &Context, force: bool) -> Result<()> {
+        let mut s = self.write();
+        if s.value.is_some() && !force {
+            return Ok(());
+        }
+        let init: Arc<dyn Init> = match (&s.own_init, self.0.role) {
+            (Some(own), _) => own.clone(),
+            (None, Role::Weight) => net.clone(),
+            (None, Role::Offset | Role::RunningMean) => Arc::new(Constant(0.0)),
+            (None, Role::Scale | Role::RunningVar) => Arc::new(Constant(1.0)),
+        };
+        s.value = None;
+        s.pending = Some((init.clone(), *ctx));
+        if !s.shape.contains(&0) {
+            s.create(&*init, ctx)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn set_name(&self, name: String) {
+        self.write().name = name;
+    }
+
+    /// The same for clones of one parameter, different for others.
+    pub(crate) fn id(&self) -> usize {
+        Arc::as_ptr(&self.0) as usize
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.0.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.0.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn create(&mut self, init: &dyn Init, ctx: &Context) -> Result<Tensor> {
+        let values = init.values(&self.shape)?;
+        let n: usize = self.shape.iter().product();
+        if values.len() != n {
+            let reason = format!("the initializer gave {} values for {}", values.len(), Display(&self.shape));
+            return Err(Error::Parameter { name: self.name.clone(), reason });
+        }
+        let t = Tensor::from_vec(values, &self.shape, ctx)?.attach_grad_with(self.grad_req);
+        debug_assert_eq!(t.dtype(), DType::F32);
+        self.value = Some(t.clone());
+        self.pending = None;
+        Ok(t)
+    }
+
+    fn fits(&self, shape: &[usize]) -> Result<()> {
+        if self.shape.len() == shape.len() && self.shape.iter().zip(shape).all(|(&own, &s)| own == 0 || own == s) {
+            return Ok(());
+        }
+        let reason = format!("its shape is {} (0 is not known yet), {} is asked for", Display(&self.shape), Display(shape));
+        Err(Error::Parameter { name: self.name.clone(), reason })
+    }
+
+    fn missing(&self) -> Error {
+        let reason = match &self.pending {
+            Some(_) => format!("its shape {} is not known before the first forward pass", Display(&self.shape)),
+            None => "it has no values: call initialize (or load) first".to_owned(),
+        };
+        Error::Parameter { name: self.name.clone(), reason }
+    }
+}

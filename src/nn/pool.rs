@@ -1,0 +1,131 @@
+//! Pooling layers: [`MaxPool2D`], [`AvgPool2D`], [`GlobalAvgPool2D`], [`GlobalMaxPool2D`].
+
+use super::{Forward, Info, Pair, Structure};
+use crate::{Result, Tensor, ops::PoolOptions};
+
+macro_rules! pool {
+    ($(#[$doc:meta])* $name:ident, $method:ident) => {
+        $(#[$doc])*
+        #[derive(Debug)]
+        pub struct $name {
+            info: Info,
+            kernel: Pair,
+            options: PoolOptions,
+        }
+
+        impl $name {
+            /// With that window; the stride is the window's size, as in Gluon.
+            pub fn new(kernel: impl Into<Pair>) -> Self {
+                let kernel = kernel.into();
+                $name { info: Info::new("pool"), kernel, options: PoolOptions::new(kernel.0) }
+            }
+
+            /// Steps of the window; windows may overlap.
+            pub fn stride(mut self, stride: impl Into<Pair>) -> Self {
+                self.options = self.options.stride(stride.into().0);
+                self
+            }
+
+            /// Rows and columns of padding on each side.
+            pub fn padding(mut self, padding: impl Into<Pair>) -> Self {
+                self.options = self.options.padding(padding.into().0);
+                self
+            }
+
+            /// Rounds the output's size up instead of down.
+            pub fn ceil_mode(mut self, on: bool) -> Self {
+                self.options = self.options.ceil_mode(on);
+                self
+            }
+        }
+
+        impl Forward for $name {
+            fn forward(&self, x: &Tensor) -> Result<Tensor> {
+                self.info.at(x.$method(self.options))
+            }
+        }
+
+        impl Structure for $name {
+            fn info(&self) -> Option<&Info> {
+                Some(&self.info)
+            }
+
+            fn describe(&self) -> String {
+                let [sh, sw] = self.options.stride;
+                let [ph, pw, ..] = self.options.padding;
+                format!("{}(kernel {}, stride {sh}x{sw}, padding {ph}x{pw})", stringify!($name), self.kernel)
+            }
+        }
+    };
+}
+
+pool!(
+    /// The largest element of each window.
+    ///
+    /// ```
+    /// use hadal::{Tensor, cpu, nn::{Forward, MaxPool2D}};
+    /// let x = Tensor::arange(0.0, 16.0, 1.0, &cpu())?.reshape(&[1, 1, 4, 4])?;
+    /// assert_eq!(MaxPool2D::new(3).forward(&x)?.to_vec()?, [10.0]);
+    /// assert_eq!(MaxPool2D::new(3).padding(1).stride(2).forward(&x)?.to_vec()?, [5., 7., 13., 15.]);
+    /// # Ok::<(), hadal::Error>(())
+    /// ```
+    MaxPool2D, max_pool2d
+);
+pool!(
+    /// The mean of each window.
+    AvgPool2D, avg_pool2d
+);
+
+impl AvgPool2D {
+    /// Whether padding counts as elements of value 0 (the default) or not at all.
+    pub fn count_include_pad(mut self, on: bool) -> Self {
+        self.options = self.options.count_include_pad(on);
+        self
+    }
+}
+
+macro_rules! global {
+    ($(#[$doc:meta])* $name:ident, $method:ident) => {
+        $(#[$doc])*
+        #[derive(Debug)]
+        pub struct $name(Info);
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self::new()
+            }
+        }
+
+        impl $name {
+            /// The layer.
+            pub fn new() -> Self {
+                $name(Info::new("pool"))
+            }
+        }
+
+        impl Forward for $name {
+            fn forward(&self, x: &Tensor) -> Result<Tensor> {
+                self.0.at(x.$method())
+            }
+        }
+
+        impl Structure for $name {
+            fn info(&self) -> Option<&Info> {
+                Some(&self.0)
+            }
+
+            fn describe(&self) -> String {
+                stringify!($name).to_owned()
+            }
+        }
+    };
+}
+
+global!(
+    /// The mean of each channel: (N, C, H, W) becomes (N, C, 1, 1).
+    GlobalAvgPool2D, global_avg_pool2d
+);
+global!(
+    /// The maximum of each channel: (N, C, H, W) becomes (N, C, 1, 1).
+    GlobalMaxPool2D, global_max_pool2d
+);

@@ -1,0 +1,142 @@
+//! Blocks one after the other.
+
+use std::{fmt, path::Path};
+
+use super::{Block, Forward, Info, Parameter, Structure};
+use crate::{Context, Result, Tensor, init::Init};
+
+/// Feeds each block's output to the next.
+///
+/// ```
+/// use hadal::{Tensor, cpu, init, nn::{Dense, Sequential}};
+/// let net = Sequential::new().add(Dense::new(4).relu()).add(Dense::new(2));
+/// net.initialize(init::Normal(0.01), &cpu())?;
+/// let mut x = Tensor::ones(&[3, 5], &cpu())?;
+/// for layer in net.iter() {
+///     x = layer.forward(&x)?;
+///     println!("{} output shape: {:?}", layer.name(), x.shape());
+/// }
+/// assert_eq!(x.shape(), [3, 2]);
+/// # Ok::<(), hadal::Error>(())
+/// ```
+pub struct Sequential {
+    info: Info,
+    blocks: Vec<Box<dyn Block>>,
+}
+
+impl Default for Sequential {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Sequential {
+    /// Without any block: the identity.
+    pub fn new() -> Self {
+        Sequential { info: Info::new("sequential"), blocks: Vec::new() }
+    }
+
+    /// Appends a block.
+    #[allow(clippy::should_implement_trait)]
+    pub fn add(mut self, block: impl Block + 'static) -> Self {
+        self.blocks.push(Box::new(block));
+        self
+    }
+
+    /// Appends a block in place.
+    pub fn push(&mut self, block: impl Block + 'static) {
+        self.blocks.push(Box::new(block));
+    }
+
+    /// The blocks in order.
+    pub fn iter(&self) -> impl Iterator<Item = &dyn Block> {
+        self.blocks.iter().map(|b| &**b)
+    }
+
+    /// The block at `i`.
+    pub fn get(&self, i: usize) -> Option<&dyn Block> {
+        self.blocks.get(i).map(|b| &**b)
+    }
+
+    /// How many blocks.
+    pub fn len(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// True without any block.
+    pub fn is_empty(&self) -> bool {
+        self.blocks.is_empty()
+    }
+
+    /// See [`Forward::forward`].
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Forward::forward(self, x)
+    }
+
+    /// See [`Block::initialize`].
+    pub fn initialize(&self, init: impl Init + 'static, ctx: &Context) -> Result<()> {
+        Block::initialize(self, init, ctx)
+    }
+
+    /// See [`Block::reinitialize`].
+    pub fn reinitialize(&self, init: impl Init + 'static, ctx: &Context) -> Result<()> {
+        Block::reinitialize(self, init, ctx)
+    }
+
+    /// See [`Block::parameters`].
+    pub fn parameters(&self) -> Vec<Parameter> {
+        Block::parameters(self)
+    }
+
+    /// See [`Block::collect`].
+    pub fn collect(&self) -> Vec<(String, Parameter)> {
+        Block::collect(self)
+    }
+
+    /// See [`Block::save`].
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        Block::save(self, path)
+    }
+
+    /// See [`Block::load`].
+    pub fn load(&self, path: impl AsRef<Path>, ctx: &Context) -> Result<()> {
+        Block::load(self, path, ctx)
+    }
+}
+
+impl Forward for Sequential {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let mut x = x.clone();
+        for (i, block) in self.blocks.iter().enumerate() {
+            // Layers know their own path; this one is for blocks that fail outside of any layer.
+            x = block.forward(&x).map_err(|e| e.at(&format!("{}[{i}]", self.info.path())))?;
+        }
+        Ok(x)
+    }
+}
+
+impl Structure for Sequential {
+    fn info(&self) -> Option<&Info> {
+        Some(&self.info)
+    }
+
+    fn children(&self) -> Vec<(String, &dyn Structure)> {
+        self.blocks.iter().enumerate().map(|(i, b)| (format!("[{i}]"), b.as_structure())).collect()
+    }
+
+    fn describe(&self) -> String {
+        "Sequential".to_owned()
+    }
+}
+
+impl fmt::Display for Sequential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.tree().trim_end())
+    }
+}
+
+impl fmt::Debug for Sequential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}

@@ -1,0 +1,226 @@
+//! The book's training loops: [`train_ch3`], [`train_ch5`], [`evaluate_accuracy`].
+//!
+//! Losses and accuracies add up on the device; the host waits for it once an epoch, when a line is printed.
+
+use std::{
+    fmt,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Instant,
+};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::{
+    Array, Context, DType, Result, Tensor, Trainer, autograd,
+    data::DataLoader,
+    loss::SoftmaxCrossEntropy,
+    nn::{Block, Forward},
+};
+
+/// What one epoch brought.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct EpochReport {
+    /// Counted from 1.
+    pub epoch: usize,
+    /// Mean training loss over the epoch's samples, each with the weights before its step.
+    pub loss: f64,
+    /// Training accuracy, likewise.
+    pub train_accuracy: f64,
+    /// Accuracy on the test set after the epoch.
+    pub test_accuracy: f64,
+    /// Seconds, the test pass included.
+    pub seconds: f64,
+    /// Training samples seen.
+    pub samples: usize,
+}
+
+impl fmt::Display for EpochReport {
+    /// `epoch 1, loss 0.4950, train acc 0.826, test acc 0.875, time 61.4 sec`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let EpochReport { epoch, loss, train_accuracy, test_accuracy, seconds, .. } = self;
+        write!(f, "epoch {epoch}, loss {loss:.4}, train acc {train_accuracy:.3}, test acc {test_accuracy:.3}, time {seconds:.1} sec")
+    }
+}
+
+/// A sum kept on the device in double precision.
+struct Sum(Array);
+
+impl Sum {
+    fn new(ctx: &Context) -> Result<Self> {
+        Array::zeros(&[], DType::F64, ctx).map(Sum)
+    }
+
+    fn add(&mut self, x: &Tensor) -> Result<()> {
+        self.0.add_assign(&x.detach().cast(DType::F64)?.sum(&[])?.array())
+    }
+
+    fn read(&self) -> Result<f64> {
+        self.0.item()
+    }
+}
+
+/// How many predictions are right, as a tensor on the device: Σ [argmax logits = label].
+pub fn correct(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
+    logits.detach().argmax(-1)?.eq(&labels.cast(DType::I64)?)?.cast(DType::F64)?.sum(&[])
+}
+
+/// The share of right predictions over an epoch of `data`, with running statistics and without dropout.
+///
+/// # Errors
+/// Those of the forward pass and of reading the data.
+pub fn evaluate_accuracy(net: &impl Forward, data: &DataLoader) -> Result<f64> {
+    evaluate_with(|x| net.forward(x), data)
+}
+
+/// [`evaluate_accuracy`] for a function.
+pub fn evaluate_with(net: impl Fn(&Tensor) -> Result<Tensor>, data: &DataLoader) -> Result<f64> {
+    let mut right = Sum::new(&data.context())?;
+    autograd::pause(|| {
+        data.epoch(0)?.try_for_each(|batch| {
+            let (x, y) = batch?;
+            right.add(&correct(&net(&x)?, &y)?)
+        })
+    })?;
+    Ok(right.read()? / data.samples().max(1) as f64)
+}
+
+/// A training run beyond the book's arguments.
+#[derive(Clone, Copy, Default)]
+pub struct RunOptions<'a> {
+    /// Epochs that were finished before: numbering and order of the data go on from there.
+    pub first_epoch: usize,
+    /// Set by somebody else (a Ctrl-C handler, say) to end after the current batch.
+    pub stop: Option<&'a AtomicBool>,
+    /// Prints nothing.
+    pub quiet: bool,
+}
+
+/// The book's training loop for convolutional nets: softmax cross-entropy, one line an epoch.
+///
+/// Each step differentiates the batch's summed loss and divides by the nominal batch size, also for a smaller last
+/// batch. Prints `training on gpu(0)` first. On a terminal a bar shows images/s and the time left.
+///
+/// # Errors
+/// Those of the layers, with the layer's path.
+pub fn train_ch5(net: &impl Block, train: &DataLoader, test: &DataLoader, trainer: &mut Trainer, epochs: usize) -> Result<Vec<EpochReport>> {
+    train_run(net, train, test, trainer, epochs, RunOptions::default())
+}
+
+/// [`train_ch5`] that can be resumed and stopped.
+pub fn train_run(
+    net: &impl Block,
+    train: &DataLoader,
+    test: &DataLoader,
+    trainer: &mut Trainer,
+    epochs: usize,
+    options: RunOptions<'_>,
+) -> Result<Vec<EpochReport>> {
+    if !options.quiet {
+        println!("training on {}", train.context());
+    }
+    let loss = SoftmaxCrossEntropy::new();
+    let forward = |x: &Tensor| net.forward(x);
+    let criterion = |p: &Tensor, y: &Tensor| loss.forward(p, y);
+    let mut reports = Vec::new();
+    for epoch in options.first_epoch..options.first_epoch + epochs {
+        let Some(report) = run_epoch(&forward, &criterion, train, test, &mut |n| trainer.step(n), epoch, &options)? else { break };
+        if !options.quiet {
+            println!("{report}");
+        }
+        reports.push(report);
+    }
+    Ok(reports)
+}
+
+/// How [`train_ch3`] changes the parameters.
+pub enum Updater<'a> {
+    /// By a trainer.
+    Trainer(&'a mut Trainer),
+    /// By the book's own `sgd` on plain tensors: w ← w − lr · dw / batch size.
+    Sgd {
+        /// Tensors with `attach_grad`.
+        params: &'a [Tensor],
+        /// The learning rate.
+        lr: f64,
+    },
+}
+
+/// The book's training loop for functions and small nets: any loss, any updater, one line an epoch (without the time).
+pub fn train_ch3(
+    net: impl Fn(&Tensor) -> Result<Tensor>,
+    train: &DataLoader,
+    test: &DataLoader,
+    loss: impl Fn(&Tensor, &Tensor) -> Result<Tensor>,
+    epochs: usize,
+    updater: &mut Updater<'_>,
+) -> Result<Vec<EpochReport>> {
+    let mut reports = Vec::new();
+    for epoch in 0..epochs {
+        let mut update = |n: usize| match updater {
+            Updater::Trainer(t) => t.step(n),
+            Updater::Sgd { params, lr } => sgd(params, *lr, n),
+        };
+        let Some(r) = run_epoch(&net, &loss, train, test, &mut update, epoch, &RunOptions::default())? else { break };
+        println!("epoch {}, loss {:.4}, train acc {:.3}, test acc {:.3}", r.epoch, r.loss, r.train_accuracy, r.test_accuracy);
+        reports.push(r);
+    }
+    Ok(reports)
+}
+
+/// The book's minibatch stochastic gradient descent: w ← w − lr · dw / batch size for each parameter.
+pub fn sgd(params: &[Tensor], lr: f64, batch_size: usize) -> Result<()> {
+    for p in params {
+        let step = p.grad()?.affine(-lr / batch_size.max(1) as f64, 0.0)?;
+        p.update(|w| w.add_assign(&step.array()))?;
+    }
+    Ok(())
+}
+
+/// One epoch of training and the test pass; `None` when it was stopped.
+fn run_epoch(
+    net: &dyn Fn(&Tensor) -> Result<Tensor>,
+    loss: &dyn Fn(&Tensor, &Tensor) -> Result<Tensor>,
+    train: &DataLoader,
+    test: &DataLoader,
+    step: &mut dyn FnMut(usize) -> Result<()>,
+    epoch: usize,
+    options: &RunOptions<'_>,
+) -> Result<Option<EpochReport>> {
+    let start = Instant::now();
+    let (mut loss_sum, mut right, mut samples) = (Sum::new(&train.context())?, Sum::new(&train.context())?, 0);
+    let bar = progress(train.samples(), epoch + 1, options.quiet);
+    for batch in train.epoch(epoch as u64)? {
+        let (x, y) = batch?;
+        let (logits, l) = autograd::record(|| -> Result<_> {
+            let logits = net(&x)?;
+            let l = loss(&logits, &y)?;
+            Ok((logits, l))
+        })?;
+        l.backward()?;
+        step(train.batch_size())?;
+        loss_sum.add(&l)?;
+        right.add(&correct(&logits, &y)?)?;
+        samples += x.len();
+        bar.inc(x.len() as u64);
+        if options.stop.is_some_and(|s| s.load(Ordering::Relaxed)) {
+            bar.finish_and_clear();
+            return Ok(None);
+        }
+    }
+    bar.finish_and_clear();
+    let n = samples.max(1) as f64;
+    let (loss, train_accuracy) = (loss_sum.read()? / n, right.read()? / n);
+    let test_accuracy = evaluate_with(net, test)?;
+    let seconds = start.elapsed().as_secs_f64();
+    Ok(Some(EpochReport { epoch: epoch + 1, loss, train_accuracy, test_accuracy, seconds, samples }))
+}
+
+/// A bar on a terminal, nothing in a pipe.
+fn progress(samples: usize, epoch: usize, quiet: bool) -> ProgressBar {
+    if quiet {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("epoch {prefix} {wide_bar} {pos}/{len}  {per_sec}  {eta} left");
+    let bar = ProgressBar::new(samples as u64).with_prefix(epoch.to_string());
+    style.map_or(bar.clone(), |s| bar.with_style(s))
+}

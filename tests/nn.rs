@@ -1,0 +1,179 @@
+//! Layers, parameters, names, files.
+
+use hadal::{
+    Error, Result, Tensor, autograd, cpu, init, models,
+    models::Residual,
+    nn::{self, Block, Forward},
+};
+
+#[path = "common/mod.rs"]
+mod common;
+
+#[test]
+fn resnet18_has_the_books_shapes_names_and_parameters() -> Result<()> {
+    // The book's cells before this one make two Residuals, so its counters start at conv5 and batchnorm4.
+    let (_first, _second) = (Residual::new(3, false, 1), Residual::new(6, true, 2));
+    for ctx in common::contexts() {
+        let net = models::resnet18(10);
+        net.initialize(init::Xavier::new(), &ctx)?;
+        // The names count up, so only the first net has the book's.
+        let names = !ctx.is_gpu();
+        // A sixteenth of the book's area on the emulated GPU, which computes a layer in seconds otherwise.
+        let side = if names { 224 } else { 64 };
+        let mut x = Tensor::uniform(0.0, 1.0, &[1, 1, side, side], &ctx)?;
+        let mut lines = Vec::new();
+        for layer in net.iter() {
+            x = layer.forward(&x)?;
+            lines.push(format!("{} output shape: {:?}", layer.name(), x.shape()));
+        }
+        let s = |d: usize| side / d;
+        let want = [
+            ("conv5", vec![1, 64, s(2), s(2)]),
+            ("batchnorm4", vec![1, 64, s(2), s(2)]),
+            ("relu0", vec![1, 64, s(2), s(2)]),
+            ("pool0", vec![1, 64, s(4), s(4)]),
+            ("sequential1", vec![1, 64, s(4), s(4)]),
+            ("sequential2", vec![1, 128, s(8), s(8)]),
+            ("sequential3", vec![1, 256, s(16), s(16)]),
+            ("sequential4", vec![1, 512, s(32), s(32)]),
+            ("pool1", vec![1, 512, 1, 1]),
+            ("dense0", vec![1, 10]),
+        ];
+        for (line, (name, shape)) in lines.iter().zip(&want) {
+            if names {
+                assert_eq!(*line, format!("{name} output shape: {shape:?}"));
+            } else {
+                assert!(line.ends_with(&format!("{shape:?}")), "{line}");
+            }
+        }
+        assert_eq!(lines.len(), want.len());
+        assert_eq!(net.parameter_count(), 11_178_378);
+    }
+    Ok(())
+}
+
+#[test]
+fn an_error_names_the_layer_the_op_and_both_shapes() -> Result<()> {
+    let net = models::resnet18(10);
+    net.initialize(init::Xavier::new(), &cpu())?;
+    net.forward(&Tensor::ones(&[1, 1, 32, 32], &cpu())?)?;
+    let e = net.forward(&Tensor::ones(&[1, 3, 32, 32], &cpu())?).unwrap_err().to_string();
+    assert!(e.starts_with("net[0]: conv2d") && e.contains("(1, 3, 32, 32)") && e.contains("(64, 1, 7, 7)"), "{e}");
+    let stage = net.get(5).unwrap();
+    let e = stage.forward(&Tensor::ones(&[1, 32, 8, 8], &cpu())?).unwrap_err().to_string();
+    assert!(e.starts_with("net[5][0].conv1: conv2d"), "{e}");
+    Ok(())
+}
+
+#[test]
+fn a_net_without_values_says_so() -> Result<()> {
+    let net = nn::Sequential::new().add(nn::Dense::new(3));
+    let e = net.forward(&Tensor::ones(&[1, 2], &cpu())?).unwrap_err().to_string();
+    assert!(e.contains("initialize"), "{e}");
+    net.initialize(init::Zero, &cpu())?;
+    let e = net.parameters()[0].data().unwrap_err().to_string();
+    assert!(e.contains("net[0].weight") && e.contains("first forward"), "{e}");
+    assert!(matches!(net.save("never.safetensors"), Err(Error::Parameter { .. })));
+    assert!(!std::path::Path::new("never.safetensors").exists());
+    Ok(())
+}
+
+#[test]
+fn values_stay_unless_reinitialized() -> Result<()> {
+    let net = nn::Dense::new(4).in_units(5);
+    net.initialize(init::Constant(1.0), &cpu())?;
+    net.initialize(init::Constant(2.0), &cpu())?;
+    assert_eq!(net.weight().data()?.to_vec()?, [1.0; 20]);
+    net.reinitialize(init::Constant(2.0), &cpu())?;
+    assert_eq!(net.weight().data()?.to_vec()?, [2.0; 20]);
+    assert_eq!(net.bias().unwrap().data()?.to_vec()?, [0.0; 4]);
+    let own = nn::Dense::new(2).in_units(1).weight_init(init::Constant(7.0));
+    own.initialize(init::Zero, &cpu())?;
+    assert_eq!(own.weight().data()?.to_vec()?, [7.0; 2]);
+    Ok(())
+}
+
+#[test]
+fn a_shared_layer_is_one_set_of_parameters() -> Result<()> {
+    let shared = std::sync::Arc::new(nn::Dense::new(4).relu());
+    let net = nn::Sequential::new().add(nn::Dense::new(4)).add(shared.clone()).add(shared.clone());
+    net.initialize(init::Uniform(0.5), &cpu())?;
+    let y = autograd::record(|| net.forward(&Tensor::ones(&[2, 4], &cpu())?))?;
+    y.backward()?;
+    assert_eq!(net.collect().len(), 4);
+    // The gradient is the sum over both uses: that of one use alone is different.
+    assert_eq!(shared.weight().grad()?.shape(), [4, 4]);
+    Ok(())
+}
+
+#[test]
+fn batch_norm_keeps_running_statistics_in_training_only() -> Result<()> {
+    for ctx in common::contexts() {
+        let bn = nn::BatchNorm::new();
+        bn.initialize(init::One, &ctx)?;
+        let x = Tensor::from_vec(vec![1f32, 2., 3., 6.], &[4, 1], &ctx)?;
+        bn.forward(&x)?;
+        let get = |i: usize| bn.collect()[i].1.data().unwrap().to_vec().unwrap()[0];
+        assert_eq!((get(2), get(3)), (0.0, 1.0));
+        let y = autograd::record(|| bn.forward(&x))?;
+        // μ = 3, σ² = 3.5; running: 0.1·3 and 0.9 + 0.1·3.5
+        assert!((get(2) - 0.3).abs() < 1e-6 && (get(3) - 1.25).abs() < 1e-6);
+        let want: Vec<f32> = [1f32, 2., 3., 6.].iter().map(|v| (v - 3.0) / (3.5f32 + 1e-5).sqrt()).collect();
+        assert!(y.to_vec()?.iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-6));
+    }
+    Ok(())
+}
+
+#[test]
+fn dropout_is_active_in_training_only() -> Result<()> {
+    let layer = nn::Dropout::new(0.5);
+    let x = Tensor::ones(&[10_000], &cpu())?;
+    assert_eq!(layer.forward(&x)?.to_vec()?, x.to_vec()?);
+    let y = autograd::train_mode(|| layer.forward(&x))?.to_vec()?;
+    assert!(y.iter().all(|&v| v == 0.0 || v == 2.0));
+    let kept = y.iter().filter(|&&v| v > 0.0).count();
+    assert!((4800..5200).contains(&kept), "{kept}");
+    Ok(())
+}
+
+#[test]
+fn parameters_survive_a_file() -> Result<()> {
+    let folder = std::env::temp_dir().join(format!("hadal-nn-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = folder.join("net.safetensors");
+    let x = Tensor::uniform(-1.0, 1.0, &[2, 1, 16, 16], &cpu())?;
+    let make = || nn::Sequential::new().add(nn::Conv2D::new(3, 3)).add(Residual::new(3, false, 1)).add(nn::Dense::new(2));
+    let net = make();
+    net.initialize(init::Xavier::new(), &cpu())?;
+    autograd::record(|| net.forward(&x))?;
+    net.save_with(&file, &[("epochs", "3")])?;
+    assert_eq!(nn::metadata(&file)?["epochs"], "3");
+    for ctx in common::contexts() {
+        let other = make();
+        other.load(&file, &ctx)?;
+        let (a, b) = (net.forward(&x)?.to_vec()?, other.forward(&Tensor::new(x.array().to_context(&ctx)?))?.to_vec()?);
+        assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() < 1e-5), "{a:?} {b:?}");
+    }
+    // Nothing is changed by a file that does not fit, and a damaged one is an error.
+    let wrong = nn::Sequential::new().add(nn::Conv2D::new(3, 5));
+    let e = wrong.load(&file, &cpu()).unwrap_err().to_string();
+    assert!(e.contains("net.safetensors") && e.contains("weight"), "{e}");
+    assert!(wrong.collect()[0].1.data().is_err());
+    let bytes = std::fs::read(&file).unwrap();
+    std::fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
+    assert!(matches!(net.load(&file, &cpu()), Err(Error::Data { .. })));
+    std::fs::write(&file, b"").unwrap();
+    assert!(matches!(net.load(&file, &cpu()), Err(Error::Data { .. })));
+    assert!(matches!(net.load(folder.join("absent"), &cpu()), Err(Error::Io { .. })));
+    std::fs::remove_dir_all(&folder).unwrap();
+    Ok(())
+}
+
+#[test]
+fn a_net_prints_as_a_tree() {
+    let net = nn::Sequential::new().add(nn::Conv2D::new(6, 5).sigmoid()).add(Residual::new(6, true, 2)).add(nn::Dense::new(10));
+    let text = net.to_string();
+    for part in ["(0): Conv2D(? -> 6, kernel 5x5", "(1): Residual(", "(conv3): Conv2D", "(2): Dense(? -> 10)"] {
+        assert!(text.contains(part), "{part} is not in\n{text}");
+    }
+}
