@@ -6,7 +6,7 @@ use crate::{
     Array, Context, Error, Layout, Result,
     cuda::{Dims, Launch},
     dtype::element_type,
-    shape::{numel, strides},
+    shape::numel,
 };
 
 /// A box inside an array's memory: the offset of its first element and the strides of its axes.
@@ -187,6 +187,7 @@ fn launch(y: &Array, y0: usize, x: &Array, x0: usize, shape: &[usize], to: &[usi
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shape::strides;
 
     #[test]
     fn neighbouring_axes_are_joined() {
