@@ -126,7 +126,13 @@ impl Case {
         let excess = |(_, (a, e)): &(usize, (f64, &f64))| {
             let d = (a - *e).abs() / (self.atol + self.rtol * e.abs());
             // 0/0 where the case asks for equality and has it; a NaN of our own is infinitely wrong.
-            if *a == **e { 0.0 } else if d.is_nan() { f64::INFINITY } else { d }
+            if *a == **e {
+                0.0
+            } else if d.is_nan() {
+                f64::INFINITY
+            } else {
+                d
+            }
         };
         let own = own.array().to_f64_vec()?;
         let worst = own.into_iter().zip(&expected.values).enumerate().max_by(|a, b| excess(a).total_cmp(&excess(b)));
@@ -136,7 +142,10 @@ impl Case {
                 let strides = hadal::shape::strides(&expected.shape, Layout::RowMajor);
                 let at: Vec<usize> = strides.iter().zip(&expected.shape).map(|(s, e)| i / s % e).collect();
                 let bound = self.atol + self.rtol * e.abs();
-                Err(Error::Check(format!("{name}{at:?}: {a}, expected {e}, off by {:.2e} with {bound:.2e} allowed", (a - e).abs())))
+                Err(Error::Check(format!(
+                    "{name}{at:?}: {a}, expected {e}, off by {:.2e} with {bound:.2e} allowed",
+                    (a - e).abs()
+                )))
             }
             _ => Ok(()),
         }

@@ -154,7 +154,7 @@ impl Tensor {
     pub fn split(&self, pieces: usize, axis: isize) -> Result<Vec<Tensor>> {
         let shape = self.shape();
         let extent = shape[shape::axis("split", axis, shape.len())?];
-        if pieces == 0 || pieces > extent.max(1) || extent % pieces != 0 {
+        if pieces == 0 || pieces > extent.max(1) || !extent.is_multiple_of(pieces) {
             return Err(Error::shape("split", format!("axis {axis} does not divide into {pieces} equal pieces"), &[&shape]));
         }
         self.split_sizes(&vec![extent / pieces; pieces], axis)

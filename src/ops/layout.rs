@@ -49,7 +49,7 @@ struct Axis {
 fn plan(shape: &[usize], to: &[usize], from: &[usize]) -> Vec<Axis> {
     let axes = shape.iter().zip(to).zip(from).map(|((&extent, &to), &from)| Axis { extent, to, from });
     let mut axes: Vec<Axis> = axes.filter(|a| a.extent != 1).collect();
-    axes.sort_by(|a, b| b.to.cmp(&a.to));
+    axes.sort_by_key(|a| std::cmp::Reverse(a.to));
     let mut out: Vec<Axis> = Vec::with_capacity(axes.len());
     for b in axes {
         match out.last_mut() {

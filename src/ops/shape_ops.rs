@@ -137,7 +137,7 @@ impl Tensor {
         let known = known.ok_or_else(|| refuse(format!("{shape:?} is no shape")))?;
         let missing = match shape.iter().filter(|&&e| e == -1).count() {
             0 => 0,
-            1 if known > 0 && numel(&own) % known == 0 => numel(&own) / known,
+            1 if known > 0 && numel(&own).is_multiple_of(known) => numel(&own) / known,
             1 => return Err(refuse(format!("no extent in the place of -1 makes {shape:?} hold {} elements", numel(&own)))),
             _ => return Err(refuse(format!("-1 stands more than once in {shape:?}"))),
         };
