@@ -1,4 +1,5 @@
 // Constant fill and in-place sum.
+// variants: scalar_t=float,double,f16,bf16,u8,i64
 #include "common.cuh"
 
 // y[i] = value

@@ -1,5 +1,6 @@
 // y = f(x) and dx = dy f'(x); one file is compiled for each -DFUNCTION and dtype.
 // The backward pass is given k: y for RELU, SIGMOID, TANH, EXP and SQRT, else x.
+// variants: scalar_t=float,double,f16,bf16; FUNCTION=RELU,LEAKY_RELU,SIGMOID,TANH,GELU,GELU_TANH,SOFTPLUS,EXP,LOG,SQRT,ABS,SQUARE,POW,AFFINE,CLIP
 #include "common.cuh"
 
 enum { RELU, LEAKY_RELU, SIGMOID, TANH, GELU, GELU_TANH, SOFTPLUS, EXP, LOG, SQRT, ABS, SQUARE, POW, AFFINE, CLIP };

@@ -30,9 +30,10 @@ pub fn strides(shape: &[usize], layout: Layout) -> Vec<usize> {
     if let (Layout::ChannelsLast, &[_, c, h, w]) = (layout, shape) {
         return vec![h * w * c, 1, w * c, c];
     }
-    let mut s = vec![1; shape.len()];
+    let mut s = vec![1usize; shape.len()];
     for i in (1..shape.len()).rev() {
-        s[i - 1] = s[i] * shape[i];
+        // Beside an extent of 0 the others may be anything.
+        s[i - 1] = s[i].saturating_mul(shape[i]);
     }
     s
 }

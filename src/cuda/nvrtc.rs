@@ -125,6 +125,11 @@ fn preload(_folder: &Path) -> Option<PathBuf> {
 }
 
 impl Compiler {
+    /// The architectures that it makes code for, such as 90 for sm_90 and sm_90a.
+    pub fn archs(&self) -> &[i32] {
+        &self.archs
+    }
+
     /// The `--gpu-architecture` for a device: its own when NVRTC knows it, else the newest virtual one, as PTX for the driver.
     pub(super) fn target(&self, arch: &str, capability: (i32, i32)) -> String {
         let own = capability.0 * 10 + capability.1;

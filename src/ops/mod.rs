@@ -1,9 +1,17 @@
 //! The operations: one file for each family with its formulas, reference loops, launches, gradients and [`crate::Tensor`] methods.
 
+mod concat;
 pub(crate) mod create;
+mod index;
 pub(crate) mod layout;
+mod shape_ops;
+mod slice;
 mod unary;
 
+pub use concat::{Concat, Split};
+pub use index::{OneHot, Pick, Take};
+pub use shape_ops::{BroadcastTo, Permute, Reshape};
+pub use slice::{Pad, Slice, SliceAssign, Span};
 pub use unary::{Unary, UnaryKind};
 
 /// Every type in this folder with an `impl Op for`, by name: what the gradient check and the parity test have to cover.

@@ -5,6 +5,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod shapes;
 mod unary;
 
 use std::{collections::BTreeSet, sync::Arc};
@@ -69,6 +70,7 @@ impl Case {
 /// The whole table.
 fn cases() -> Vec<Case> {
     let mut all = Vec::new();
+    all.extend(shapes::cases().unwrap());
     all.extend(unary::cases().unwrap());
     all
 }

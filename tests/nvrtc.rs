@@ -1,0 +1,206 @@
+//! Every kernel file, in every variant that it declares, through the real NVRTC for sm_75 to sm_120: no GPU is needed.
+//!
+//! A kernel file declares what it may be compiled with in comment lines, one for each family of variants:
+//!
+//! ```text
+//! // variants: scalar_t=float,f16; FUNCTION=RELU,TANH        every combination: 2 × 2
+//! // variants: scalar_t=bf16; arch=80+                        only for sm_80 and newer
+//! // variants: scalar_t=bf16; arch=90a                        only for sm_90a
+//! // variants:                                                without options
+//! ```
+//!
+//! The compiler is found as in a training program; `HADAL_NVRTC=<folder>` picks one. Without any, the test says that it
+//! did not run; with `HADAL_REQUIRE_NVRTC=1` that is a failure.
+
+use std::{
+    env,
+    io::Write,
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use hadal::cuda::{Compiler, KERNELS, compiler};
+
+/// The targets, where the NVRTC at hand knows them.
+const ARCHS: &[(i32, &str)] = &[(75, "75"), (80, "80"), (86, "86"), (89, "89"), (90, "90a"), (100, "100a"), (120, "120")];
+/// Targets with every variant; the others take every second-level choice but the first dtype only, unless `HADAL_NVRTC_ALL=1`.
+const FULL: &[&str] = &["75", "90a"];
+/// Which share of the jobs a child process takes, as `i/n`: NVRTC compiles one program at a time in a process.
+const SHARE: &str = "HADAL_NVRTC_SHARE";
+
+/// A line `// variants:`: the options in order with their values, and the architectures.
+#[derive(Debug, Default, PartialEq)]
+struct Variants {
+    defines: Vec<(String, Vec<String>)>,
+    archs: Option<Vec<String>>,
+}
+
+/// The declarations of `file`'s own text, not those of what it includes.
+fn variants(file: &str, source: &str) -> Result<Vec<Variants>, String> {
+    let mut own = false;
+    let mut out = Vec::new();
+    for line in source.lines() {
+        if let Some(place) = line.strip_prefix("#line ") {
+            own = place.trim_end_matches('"').rsplit(['/', '"']).next() == Some(file);
+        }
+        let Some(list) = line.trim().strip_prefix("// variants:").filter(|_| own) else { continue };
+        let mut v = Variants::default();
+        for part in list.split(';').map(str::trim).filter(|p| !p.is_empty()) {
+            let (name, values) = part.split_once('=').ok_or(format!("{file}: `{part}` is not name=value,value"))?;
+            let values: Vec<String> = values.split(',').map(|v| v.trim().to_owned()).collect();
+            if values.iter().any(String::is_empty) {
+                return Err(format!("{file}: an empty value in `{part}`"));
+            }
+            match name.trim() {
+                "arch" => v.archs = Some(values),
+                name => v.defines.push((name.to_owned(), values)),
+            }
+        }
+        out.push(v);
+    }
+    if out.is_empty() { Err(format!("{file}: a line `// variants: …` is missing; see tests/nvrtc.rs")) } else { Ok(out) }
+}
+
+impl Variants {
+    fn wants(&self, arch: &(i32, &str)) -> bool {
+        let listed = |a: &String| match a.strip_suffix('+') {
+            Some(least) => least.parse().is_ok_and(|least: i32| arch.0 >= least),
+            None => a == arch.1,
+        };
+        self.archs.as_ref().is_none_or(|list| list.iter().any(listed))
+    }
+
+    /// Every combination as compiler options; only the first dtype unless `all`.
+    fn options(&self, all: bool) -> Vec<Vec<String>> {
+        let mut out = vec![Vec::new()];
+        for (name, values) in &self.defines {
+            let taken = if all || !name.ends_with("_t") { &values[..] } else { &values[..1] };
+            let longer = |o: &Vec<String>| {
+                let o = o.clone();
+                taken.iter().map(move |v| [&o[..], &[format!("-D{name}={v}")]].concat()).collect::<Vec<_>>()
+            };
+            out = out.iter().flat_map(longer).collect();
+        }
+        out
+    }
+}
+
+struct Job {
+    file: &'static str,
+    source: &'static str,
+    arch: &'static str,
+    options: Vec<String>,
+}
+
+fn jobs(compiler: &Compiler) -> Vec<Job> {
+    let everything = env::var("HADAL_NVRTC_ALL").is_ok_and(|v| v == "1");
+    let mut out = Vec::new();
+    for (file, source) in KERNELS {
+        for v in variants(file, source).unwrap_or_else(|e| panic!("{e}")) {
+            for arch in ARCHS.iter().filter(|a| compiler.archs().contains(&a.0) && v.wants(a)) {
+                for options in v.options(everything || FULL.contains(&arch.1)) {
+                    out.push(Job { file, source, arch: arch.1, options });
+                }
+            }
+        }
+    }
+    out
+}
+
+/// The machine of an ELF file; 190 is CUDA's. (The emulator's NVRTC makes code for the host.)
+fn machine(image: &[u8]) -> Option<u16> {
+    let elf = image.strip_prefix(b"\x7fELF")?;
+    Some(u16::from_le_bytes([*elf.get(14)?, *elf.get(15)?]))
+}
+const CUDA: Option<u16> = Some(190);
+
+/// The real NVRTC, or why there is none.
+fn real_compiler() -> Result<&'static Compiler, String> {
+    let c = compiler()?;
+    let newest = c.archs().iter().max().ok_or("NVRTC names no architecture")?;
+    let probe = c.compile("probe.cu", "extern \"C\" __global__ void probe() {}", &format!("sm_{newest}"), &[]);
+    match probe {
+        Ok(image) if machine(&image) == CUDA => Ok(c),
+        Ok(_) => Err("the NVRTC at hand makes code for the host: it is the emulator's".into()),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+#[test]
+fn every_kernel_file_declares_its_variants() {
+    let wrong: Vec<String> = KERNELS.iter().filter_map(|(file, source)| variants(file, source).err()).collect();
+    assert!(!KERNELS.is_empty() && wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn declarations_are_read_as_documented() {
+    let text = "#line 1 \"kernels/x.cu\"\n// variants: scalar_t=float,f16; F=A,B\n#line 1 \"kernels/y.cuh\"\n// variants: N=1\n\
+                #line 4 \"kernels/x.cu\"\n// variants: scalar_t=bf16; arch=80+\n// variants: arch=90a";
+    let v = variants("x.cu", text).unwrap();
+    assert_eq!(v.len(), 3);
+    assert_eq!(v[0].options(true).len(), 4);
+    assert_eq!(v[0].options(false), [["-Dscalar_t=float", "-DF=A"], ["-Dscalar_t=float", "-DF=B"]]);
+    assert!(!v[1].wants(&(75, "75")) && v[1].wants(&(90, "90a")));
+    assert!(!v[2].wants(&(80, "80")) && v[2].wants(&(90, "90a")));
+    assert!(variants("z.cu", text).is_err() && variants("x.cu", "#line 1 \"x.cu\"\n// variants: scalar_t").is_err());
+}
+
+#[test]
+fn every_variant_compiles_for_every_architecture() {
+    let compiler = match real_compiler() {
+        Ok(c) => c,
+        Err(e) if env::var("HADAL_REQUIRE_NVRTC").is_ok_and(|v| v == "1") => panic!("HADAL_REQUIRE_NVRTC is set: {e}"),
+        Err(e) => return eprintln!("the kernels are NOT compiled by the real NVRTC: {e}"),
+    };
+    let jobs = jobs(compiler);
+    if let Ok(share) = env::var(SHARE) {
+        let (i, n) = share.split_once('/').unwrap();
+        return child(compiler, &jobs, i.parse().unwrap(), n.parse().unwrap());
+    }
+    let start = Instant::now();
+    let n = std::thread::available_parallelism().map_or(1, |n| n.get()).min(16);
+    let spawn = |i: usize| {
+        Command::new(env::current_exe().unwrap())
+            .args(["every_variant_compiles_for_every_architecture", "--exact", "--nocapture"])
+            .env(SHARE, format!("{i}/{n}"))
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    let children: Vec<_> = (0..n).map(spawn).collect();
+    let (mut done, mut failures) = (0, Vec::new());
+    for c in children {
+        let output = c.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        done += text.lines().filter(|l| l.starts_with("compiled ")).count();
+        if !output.status.success() {
+            failures.push(text.split_once("FAILED ").map_or(text.clone(), |(_, log)| log.to_owned()));
+        }
+    }
+    assert!(failures.is_empty(), "NVRTC {:?} refused:\n{}", compiler.version, failures.join("\n"));
+    assert!(done > 0 && done == jobs.len(), "{done} of {} compiled", jobs.len());
+    let (seconds, files) = (start.elapsed().as_secs_f64(), KERNELS.len());
+    println!("NVRTC {:?}: {files} files, {done} programs compiled in {seconds:.1} s", compiler.version);
+}
+
+/// Compiles every n-th job and prints one line for each.
+fn child(compiler: &Compiler, jobs: &[Job], i: usize, n: usize) {
+    // The test harness has written the test's name without ending the line.
+    let mut out = std::io::stdout().lock();
+    writeln!(out).unwrap();
+    let mut failures = Vec::new();
+    for job in jobs.iter().skip(i).step_by(n) {
+        match compiler.compile(job.file, job.source, &format!("sm_{}", job.arch), &job.options) {
+            Ok(image) if machine(&image) == CUDA => {
+                writeln!(out, "compiled {} {} {:?}", job.file, job.arch, job.options).unwrap()
+            }
+            Ok(_) => failures.push(format!("{} sm_{} {:?}: the image is no cubin", job.file, job.arch, job.options)),
+            Err(e) => failures.push(format!("{:?} {e}", job.options)),
+        }
+    }
+    if !failures.is_empty() {
+        writeln!(out, "FAILED {}", failures.join("\n")).unwrap();
+        drop(out);
+        std::process::exit(1);
+    }
+}
