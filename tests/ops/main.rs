@@ -5,6 +5,9 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod conv2d;
+mod matmul;
+mod pool;
 mod unary;
 
 use std::{collections::BTreeSet, sync::Arc};
@@ -70,6 +73,9 @@ impl Case {
 fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     all.extend(unary::cases().unwrap());
+    all.extend(matmul::cases().unwrap());
+    all.extend(conv2d::cases().unwrap());
+    all.extend(pool::cases().unwrap());
     all
 }
 
