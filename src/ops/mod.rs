@@ -6,13 +6,27 @@ mod index;
 pub(crate) mod layout;
 mod shape_ops;
 mod slice;
+mod conv2d;
+pub(crate) mod create;
+mod dense;
+pub(crate) mod layout;
+mod matmul;
+mod operands;
+mod pool;
+mod product;
 mod unary;
+mod window;
 
 pub use concat::{Concat, Split};
 pub use index::{OneHot, Pick, Take};
 pub use shape_ops::{BroadcastTo, Permute, Reshape};
 pub use slice::{Pad, Slice, SliceAssign, Span};
+pub use conv2d::{Conv2d, Conv2dOptions};
+pub use dense::Dense;
+pub use matmul::MatMul;
+pub use pool::{AvgPool2d, GlobalAvgPool2d, MaxPool2d, PoolOptions};
 pub use unary::{Unary, UnaryKind};
+pub use window::{Padding, Pair};
 
 /// Every type in this folder with an `impl Op for`, by name: what the gradient check and the parity test have to cover.
 pub const OP_TYPES: &[&str] = include!(concat!(env!("OUT_DIR"), "/op_types.rs"));

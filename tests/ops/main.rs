@@ -6,6 +6,9 @@
 mod common;
 
 mod shapes;
+mod conv2d;
+mod matmul;
+mod pool;
 mod unary;
 
 use std::{collections::BTreeSet, sync::Arc};
@@ -72,6 +75,9 @@ fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     all.extend(shapes::cases().unwrap());
     all.extend(unary::cases().unwrap());
+    all.extend(matmul::cases().unwrap());
+    all.extend(conv2d::cases().unwrap());
+    all.extend(pool::cases().unwrap());
     all
 }
 
