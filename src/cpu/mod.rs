@@ -1,5 +1,6 @@
 //! Building blocks of the CPU's fast path: recycled buffers, gemm, convolution, pooling, normalization on slices.
 
+pub(crate) mod batch_norm;
 pub(crate) mod buffers;
 pub(crate) mod conv;
 pub(crate) mod elementwise;

@@ -9,6 +9,10 @@ mod shapes;
 mod conv2d;
 mod matmul;
 mod pool;
+mod batch_norm;
+mod dropout;
+mod losses;
+mod softmax;
 mod unary;
 
 use std::{collections::BTreeSet, sync::Arc};
@@ -74,6 +78,10 @@ impl Case {
 fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     all.extend(shapes::cases().unwrap());
+    all.extend(batch_norm::cases().unwrap());
+    all.extend(dropout::cases().unwrap());
+    all.extend(losses::cases().unwrap());
+    all.extend(softmax::cases().unwrap());
     all.extend(unary::cases().unwrap());
     all.extend(matmul::cases().unwrap());
     all.extend(conv2d::cases().unwrap());
