@@ -1,10 +1,10 @@
 //! [`Conv2D`].
 
 use super::{
-    Forward, Info, Pair, Parameter, Role, Structure,
+    Forward, Info, Parameter, Role, Structure,
     basic::{Function, activations},
 };
-use crate::{Error, Result, Tensor, init::Init, ops::Conv2dOptions};
+use crate::{Error, Result, Tensor, init::Init, ops::{Conv2dOptions, Padding, Pair}};
 
 /// Cross-correlation of (N, C, H, W) with weights (O, C/groups, kh, kw), plus a bias for each output channel.
 ///
@@ -22,10 +22,7 @@ pub struct Conv2D {
     info: Info,
     channels: usize,
     kernel: Pair,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: usize,
+    options: Conv2dOptions,
     function: Function,
     weight: Parameter,
     bias: Option<Parameter>,
@@ -40,10 +37,7 @@ impl Conv2D {
             info: Info::new("conv"),
             channels,
             kernel,
-            stride: Pair([1, 1]),
-            padding: Pair([0, 0]),
-            dilation: Pair([1, 1]),
-            groups: 1,
+            options: Conv2dOptions::new(),
             function: Function(None),
             weight: Parameter::new(Role::Weight, &[channels, 0, kh, kw]),
             bias: Some(Parameter::new(Role::Offset, &[channels])),
@@ -52,25 +46,25 @@ impl Conv2D {
 
     /// Steps of the window.
     pub fn stride(mut self, stride: impl Into<Pair>) -> Self {
-        self.stride = stride.into();
+        self.options = self.options.stride(stride);
         self
     }
 
-    /// Rows and columns of zeros on each side.
-    pub fn padding(mut self, padding: impl Into<Pair>) -> Self {
-        self.padding = padding.into();
+    /// Zeros around the input: one number, rows and columns for both sides, or top, left, bottom, right.
+    pub fn padding(mut self, padding: impl Into<Padding>) -> Self {
+        self.options = self.options.padding(padding);
         self
     }
 
     /// Distance of the window's elements.
     pub fn dilation(mut self, dilation: impl Into<Pair>) -> Self {
-        self.dilation = dilation.into();
+        self.options = self.options.dilation(dilation);
         self
     }
 
     /// Splits the channels into independent groups.
     pub fn groups(mut self, groups: usize) -> Self {
-        self.groups = groups;
+        self.options = self.options.groups(groups);
         self
     }
 
@@ -83,7 +77,7 @@ impl Conv2D {
     /// Declares the number of input channels; after `groups`.
     pub fn in_channels(mut self, channels: usize) -> Self {
         let [kh, kw] = self.kernel.0;
-        self.weight = Parameter::new(Role::Weight, &[self.channels, channels / self.groups.max(1), kh, kw]);
+        self.weight = Parameter::new(Role::Weight, &[self.channels, channels / self.options.groups.max(1), kh, kw]);
         self
     }
 
@@ -108,14 +102,14 @@ impl Conv2D {
         let &[_, c, _, _] = shape.as_slice() else {
             return Err(Error::shape("conv2d", "an input (N, C, H, W) is needed", &[&shape]));
         };
-        if self.groups == 0 || c % self.groups != 0 || c == 0 {
-            return Err(Error::shape("conv2d", format!("{c} input channels do not split into {} groups", self.groups), &[&shape]));
+        let groups = self.options.groups;
+        if groups == 0 || c % groups != 0 || c == 0 {
+            return Err(Error::shape("conv2d", format!("{c} input channels do not split into {groups} groups"), &[&shape]));
         }
         let [kh, kw] = self.kernel.0;
-        let w = self.weight.ready(&[self.channels, c / self.groups, kh, kw])?;
+        let w = self.weight.ready(&[self.channels, c / groups, kh, kw])?;
         let b = self.bias.as_ref().map(|b| b.ready(&[self.channels])).transpose()?;
-        let options = Conv2dOptions::new().stride(self.stride.0).padding(self.padding.0).dilation(self.dilation.0).groups(self.groups);
-        self.function.apply(x.conv2d(&w, b.as_ref(), options)?)
+        self.function.apply(x.conv2d(&w, b.as_ref(), self.options)?)
     }
 }
 
@@ -139,16 +133,18 @@ impl Structure for Conv2D {
     }
 
     fn describe(&self) -> String {
+        let Conv2dOptions { stride, padding: [top, left, bottom, right], dilation, groups, .. } = self.options;
         let inputs = match self.weight.shape().get(1) {
-            Some(&n) if n > 0 => (n * self.groups).to_string(),
+            Some(&n) if n > 0 => (n * groups).to_string(),
             _ => "?".to_owned(),
         };
-        let mut s = format!("Conv2D({inputs} -> {}, kernel {}, stride {}, padding {}", self.channels, self.kernel, self.stride, self.padding);
-        if self.dilation != Pair([1, 1]) {
-            s += &format!(", dilation {}", self.dilation);
+        let padding = if (top, left) == (bottom, right) { Pair([top, left]).to_string() } else { format!("{:?}", self.options.padding) };
+        let mut s = format!("Conv2D({inputs} -> {}, kernel {}, stride {}, padding {padding}", self.channels, self.kernel, Pair(stride));
+        if dilation != [1, 1] {
+            s += &format!(", dilation {}", Pair(dilation));
         }
-        if self.groups != 1 {
-            s += &format!(", groups {}", self.groups);
+        if groups != 1 {
+            s += &format!(", groups {groups}");
         }
         s += &self.function.describe();
         s + if self.bias.is_some() { ")" } else { ", no bias)" }

@@ -41,31 +41,3 @@ pub use parameter::{Parameter, Role};
 pub use pool::{AvgPool2D, GlobalAvgPool2D, GlobalMaxPool2D, MaxPool2D};
 pub use sequential::Sequential;
 pub use store::metadata;
-
-/// Height and width, from one number for both, a pair or an array.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pair(pub [usize; 2]);
-
-impl From<usize> for Pair {
-    fn from(both: usize) -> Self {
-        Pair([both, both])
-    }
-}
-
-impl From<(usize, usize)> for Pair {
-    fn from((h, w): (usize, usize)) -> Self {
-        Pair([h, w])
-    }
-}
-
-impl From<[usize; 2]> for Pair {
-    fn from(hw: [usize; 2]) -> Self {
-        Pair(hw)
-    }
-}
-
-impl std::fmt::Display for Pair {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}x{}", self.0[0], self.0[1])
-    }
-}

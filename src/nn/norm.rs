@@ -63,8 +63,8 @@ impl BatchNorm {
             return x.batch_norm_inference(&gamma, &beta, &mean, &var, self.epsilon);
         }
         let (y, batch_mean, batch_var) = x.batch_norm(&gamma, &beta, self.epsilon)?;
-        mean.update(|m| crate::ops::lerp(m, &batch_mean.array(), self.momentum))?;
-        var.update(|v| crate::ops::lerp(v, &batch_var.array(), self.momentum))?;
+        mean.update(|m| m.lerp_(&batch_mean.array(), self.momentum))?;
+        var.update(|v| v.lerp_(&batch_var.array(), self.momentum))?;
         Ok(y)
     }
 }

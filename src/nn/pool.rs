@@ -1,7 +1,10 @@
 //! Pooling layers: [`MaxPool2D`], [`AvgPool2D`], [`GlobalAvgPool2D`], [`GlobalMaxPool2D`].
 
-use super::{Forward, Info, Pair, Structure};
-use crate::{Result, Tensor, ops::PoolOptions};
+use super::{Forward, Info, Structure};
+use crate::{
+    Result, Tensor,
+    ops::{Padding, Pair, PoolOptions},
+};
 
 macro_rules! pool {
     ($(#[$doc:meta])* $name:ident, $method:ident) => {
@@ -9,26 +12,24 @@ macro_rules! pool {
         #[derive(Debug)]
         pub struct $name {
             info: Info,
-            kernel: Pair,
             options: PoolOptions,
         }
 
         impl $name {
             /// With that window; the stride is the window's size, as in Gluon.
             pub fn new(kernel: impl Into<Pair>) -> Self {
-                let kernel = kernel.into();
-                $name { info: Info::new("pool"), kernel, options: PoolOptions::new(kernel.0) }
+                $name { info: Info::new("pool"), options: PoolOptions::new(kernel) }
             }
 
             /// Steps of the window; windows may overlap.
             pub fn stride(mut self, stride: impl Into<Pair>) -> Self {
-                self.options = self.options.stride(stride.into().0);
+                self.options = self.options.stride(stride);
                 self
             }
 
-            /// Rows and columns of padding on each side.
-            pub fn padding(mut self, padding: impl Into<Pair>) -> Self {
-                self.options = self.options.padding(padding.into().0);
+            /// Padding: one number, rows and columns for both sides, or top, left, bottom, right.
+            pub fn padding(mut self, padding: impl Into<Padding>) -> Self {
+                self.options = self.options.padding(padding);
                 self
             }
 
@@ -51,9 +52,9 @@ macro_rules! pool {
             }
 
             fn describe(&self) -> String {
-                let [sh, sw] = self.options.stride;
-                let [ph, pw, ..] = self.options.padding;
-                format!("{}(kernel {}, stride {sh}x{sw}, padding {ph}x{pw})", stringify!($name), self.kernel)
+                let PoolOptions { kernel, stride, padding: [top, left, ..], .. } = self.options;
+                let (stride, padding) = (Pair(stride.unwrap_or(kernel)), Pair([top, left]));
+                format!("{}(kernel {}, stride {stride}, padding {padding})", stringify!($name), Pair(kernel))
             }
         }
     };

@@ -2,7 +2,7 @@
 
 use crate::{Error, Result};
 
-/// A height and a width: made from one number for both, or from `[height, width]`.
+/// A height and a width: made from one number for both, from `[height, width]` or `(height, width)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pair(pub [usize; 2]);
 
@@ -18,6 +18,18 @@ impl From<[usize; 2]> for Pair {
     }
 }
 
+impl From<(usize, usize)> for Pair {
+    fn from((h, w): (usize, usize)) -> Self {
+        Pair([h, w])
+    }
+}
+
+impl std::fmt::Display for Pair {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}x{}", self.0[0], self.0[1])
+    }
+}
+
 /// Padding on the four sides, top, left, bottom, right: made from one number for all, `[vertical, horizontal]`, or all four.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Padding(pub [usize; 4]);
@@ -30,6 +42,12 @@ impl From<usize> for Padding {
 
 impl From<[usize; 2]> for Padding {
     fn from([v, h]: [usize; 2]) -> Self {
+        Padding([v, h, v, h])
+    }
+}
+
+impl From<(usize, usize)> for Padding {
+    fn from((v, h): (usize, usize)) -> Self {
         Padding([v, h, v, h])
     }
 }
