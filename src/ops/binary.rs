@@ -14,6 +14,7 @@ use crate::{
 };
 
 use super::{
+    binary_scalar::scalar,
     broadcast::{Walk, layout_of, zip2, zip3},
     number::{Number, number_type},
     reduce::sum_to,
@@ -53,7 +54,7 @@ pub enum BinaryKind {
 use BinaryKind::*;
 
 impl BinaryKind {
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Add => "add",
             Sub => "sub",
@@ -90,7 +91,7 @@ impl BinaryKind {
         }
     }
 
-    fn is_comparison(self) -> bool {
+    pub(super) fn is_comparison(self) -> bool {
         matches!(self, Eq | Ne | Lt | Le | Gt | Ge)
     }
 
@@ -104,7 +105,7 @@ impl BinaryKind {
         }
     }
 
-    fn check(self, dtype: DType) -> Result<()> {
+    pub(super) fn check(self, dtype: DType) -> Result<()> {
         if self == Power && !dtype.is_float() {
             return Err(Error::DType { op: self.name(), dtype, hint: "a float type is needed; use `cast`" });
         }
@@ -112,7 +113,7 @@ impl BinaryKind {
     }
 
     /// y = f(a, b) over a walk. One loop for each function, so that each is vectorized.
-    fn compute<T: Number>(self, y: &mut [T], walk: &Walk<2>, a: &[T], b: &[T]) {
+    pub(super) fn compute<T: Number>(self, y: &mut [T], walk: &Walk<2>, a: &[T], b: &[T]) {
         let flag = |yes: bool| if yes { T::ONE } else { T::ZERO };
         match self {
             Add => zip2(y, walk, a, b, |a, b| a.plus(b)),
@@ -132,7 +133,7 @@ impl BinaryKind {
     }
 
     /// dy · ∂f/∂a (side 0) or dy · ∂f/∂b (side 1), where it is not again one of these functions.
-    fn gradient<F: Real + Number>(self, dy: F, a: F, b: F, side: usize) -> F {
+    pub(super) fn gradient<F: Real + Number>(self, dy: F, a: F, b: F, side: usize) -> F {
         match (self, side) {
             (Div, 0) => dy / b,
             (Div, _) => <F as Number>::ZERO - (dy / b) * (a / b),
@@ -194,7 +195,7 @@ pub(crate) fn same_dtype(op: &'static str, a: &Array, b: &Array) -> Result<()> {
     Err(Error::invalid(op, format!("the operands are {a} and {b}, one dtype is needed: `cast` one of them")))
 }
 
-fn launch(kind: BinaryKind, kernel: &'static str, y: &Array) -> Result<Launch> {
+pub(super) fn launch(kind: BinaryKind, kernel: &'static str, y: &Array) -> Result<Launch> {
     Launch::new(y, "binary.cu", kernel, &[("scalar_t", y.dtype().into()), ("FUNCTION", Define::Word(kind.code()))])
 }
 
@@ -267,121 +268,6 @@ impl Op for Binary {
             Ok(Some(if (kind, side) == (Sub, 1) { scalar(Mul, &g, -1.0, false)? } else { g }))
         };
         Ok(vec![one(0)?, one(1)?])
-    }
-}
-
-/// y = f(x, s), or f(s, x) when `flipped`, with a constant s.
-///
-/// For an integer x the constant has to be one of its dtype's values; for the halves it keeps f32's precision.
-#[derive(Clone, Copy, Debug)]
-pub struct BinaryScalar {
-    /// The function.
-    pub kind: BinaryKind,
-    /// The constant s.
-    pub scalar: f64,
-    /// The constant stands on the left.
-    pub flipped: bool,
-}
-
-/// y = f(x, s) on arrays, or f(s, x) when `flipped`.
-pub(crate) fn scalar(kind: BinaryKind, x: &Array, s: f64, flipped: bool) -> Result<Array> {
-    kind.check(x.dtype())?;
-    let whole = match x.dtype() {
-        DType::U8 => f64::from(s as u8) == s,
-        // 2⁶³ itself would be saturated to 2⁶³ − 1 and come back as 2⁶³.
-        DType::I64 => (s as i64) as f64 == s && s < 9_223_372_036_854_775_808.0,
-        _ => true,
-    };
-    if !whole {
-        return Err(Error::invalid(kind.name(), format!("{s} is not a {} value: `cast` the tensor first", x.dtype())));
-    }
-    match x.context() {
-        Context::Cpu => number_type!(x.dtype(), T => {
-            let (n, s) = (x.len(), [<T as crate::Element>::from_f64(s)]);
-            let mut y = Buffer::<T>::stale(n);
-            let x_ = T::elements(x, kind.name())?;
-            match flipped {
-                false => kind.compute(&mut y, &Walk::flat(n, [1, 0]), &x_, &s),
-                true => kind.compute(&mut y, &Walk::flat(n, [0, 1]), &s, &x_),
-            }
-            Ok(T::array(y, x.shape(), x.dtype()).with_layout(x.layout()))
-        }),
-        Context::Gpu(_) => {
-            let y = x.uninit_like()?;
-            launch(kind, "scalar_fwd", &y)?
-                .array(&y)
-                .array(x)
-                .value(s)
-                .value(i32::from(flipped))
-                .value(y.len() as i64)
-                .run_1d(y.len())?;
-            Ok(y)
-        }
-    }
-}
-
-impl Op for BinaryScalar {
-    fn name(&self) -> &'static str {
-        self.kind.name()
-    }
-
-    fn forward(&self, x: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
-        let [x] = x else { return Err(Error::invalid(self.name(), "one input is needed")) };
-        if saved.wanted() && self.kept() {
-            saved.keep(x);
-        }
-        Ok(vec![scalar(self.kind, x, self.scalar, self.flipped)?])
-    }
-
-    fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
-        let dy = &dy[0];
-        let dx = match self.kind {
-            Add => dy.clone(),
-            Sub if self.flipped => scalar(Mul, dy, -1.0, false)?,
-            Sub => dy.clone(),
-            Mul => scalar(Mul, dy, self.scalar, false)?,
-            Div if !self.flipped => scalar(Div, dy, self.scalar, false)?,
-            kind if kind.is_comparison() => return Ok(vec![None]),
-            _ => self.gradient(saved.get(0)?, dy)?,
-        };
-        Ok(vec![Some(dx)])
-    }
-}
-
-impl BinaryScalar {
-    /// True where the gradient is a function of x.
-    fn kept(&self) -> bool {
-        matches!(self.kind, Power | Maximum | Minimum) || (self.kind == Div && self.flipped)
-    }
-
-    fn gradient(&self, x: &Array, dy: &Array) -> Result<Array> {
-        let (kind, op) = (self.kind, self.kind.name());
-        let dy = dy.to_layout(x.layout())?;
-        match x.context() {
-            Context::Cpu => real_type!(op, x.dtype(), F => {
-                let s = <F as crate::Element>::from_f64(self.scalar);
-                let (x_, dy) = (x.real::<F>(op)?, dy.real::<F>(op)?);
-                let mut dx = Buffer::<F>::stale(x.len());
-                let flipped = self.flipped;
-                crate::cpu::parallel::zip(&mut dx, &dy, &x_, |dy, x| match flipped {
-                    false => kind.gradient(dy, x, s, 0),
-                    true => kind.gradient(dy, s, x, 1),
-                });
-                Ok(Array::from_real(dx, x.shape(), x.dtype()).with_layout(x.layout()))
-            }),
-            Context::Gpu(_) => {
-                let dx = x.uninit_like()?;
-                launch(kind, "scalar_bwd", &dx)?
-                    .array(&dx)
-                    .array(&dy)
-                    .array(x)
-                    .value(self.scalar)
-                    .value(i32::from(self.flipped))
-                    .value(dx.len() as i64)
-                    .run_1d(dx.len())?;
-                Ok(dx)
-            }
-        }
     }
 }
 

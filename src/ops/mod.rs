@@ -1,6 +1,7 @@
 //! The operations: one file for each family with its formulas, reference loops, launches, gradients and [`crate::Tensor`] methods.
 
 pub(crate) mod binary;
+pub(crate) mod binary_scalar;
 pub(crate) mod broadcast;
 pub(crate) mod cast;
 pub(crate) mod create;
@@ -11,7 +12,8 @@ pub(crate) mod reduce;
 mod unary;
 mod where_;
 
-pub use binary::{AddN, Binary, BinaryKind, BinaryScalar};
+pub use binary::{AddN, Binary, BinaryKind};
+pub use binary_scalar::BinaryScalar;
 pub use cast::Cast;
 pub use operators::Operand;
 pub use reduce::{Arg, ArgKind, Reduce, ReduceKind};

@@ -8,7 +8,10 @@ use crate::{
     shape::Display,
 };
 
-use super::binary::{AddN, Binary, BinaryKind, BinaryKind::*, BinaryScalar, binary, scalar};
+use super::{
+    binary::{AddN, Binary, BinaryKind, BinaryKind::*, binary},
+    binary_scalar::{BinaryScalar, scalar},
+};
 
 /// The right-hand side of an operation: a tensor, or a number.
 #[derive(Clone, Copy, Debug)]

@@ -21,7 +21,8 @@ use crate::{
 };
 
 use super::{
-    binary::{BinaryKind, scalar},
+    binary::BinaryKind,
+    binary_scalar::scalar,
     broadcast::{expand, fits},
     number::{Number, number_type},
 };

@@ -5,6 +5,9 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod binary;
+mod cast;
+mod reduce;
 mod unary;
 
 use std::{collections::BTreeSet, sync::Arc};
@@ -69,6 +72,9 @@ impl Case {
 /// The whole table.
 fn cases() -> Vec<Case> {
     let mut all = Vec::new();
+    all.extend(binary::cases().unwrap());
+    all.extend(cast::cases().unwrap());
+    all.extend(reduce::cases().unwrap());
     all.extend(unary::cases().unwrap());
     all
 }
