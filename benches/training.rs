@@ -42,7 +42,8 @@ fn measure(model: &str, ctx: &Context) -> Result<()> {
     let (net, lr, side) = make(model);
     net.initialize(init::Xavier::new(), ctx)?;
     let set = FashionMnist::options().download(Download::Never).load()?.train.take(4 * BATCH);
-    let batches: Vec<(Tensor, Tensor)> = DataLoader::new(&set, BATCH, ctx)?.resize(side, side)?.epoch(0)?.collect::<Result<_>>()?;
+    let batches: Vec<(Tensor, Tensor)> =
+        DataLoader::new(&set, BATCH, ctx)?.resize(side, side)?.epoch(0)?.collect::<Result<_>>()?;
     let loss = SoftmaxCrossEntropy::new();
     let mut trainer = Trainer::new(net.parameters(), Sgd::new(lr));
     let mut step = |i: usize| -> Result<f64> {

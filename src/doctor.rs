@@ -34,7 +34,11 @@ pub fn doctor() -> String {
         match cuda::device(i) {
             Ok(d) => {
                 let (major, minor) = d.capability;
-                line("ok", &name, &format!("{}, compute capability {major}.{minor}, {} multiprocessors", d.name, d.multiprocessors));
+                line(
+                    "ok",
+                    &name,
+                    &format!("{}, compute capability {major}.{minor}, {} multiprocessors", d.name, d.multiprocessors),
+                );
                 match Array::full(&[3], 2.5, DType::F32, &crate::Context::Gpu(i)).and_then(|a| a.to_vec::<f32>()) {
                     Ok(v) if v == [2.5; 3] => line("ok", &name, "a kernel was compiled, loaded and run"),
                     Ok(v) => line("BAD", &name, &format!("a kernel ran, but gave {v:?} instead of 2.5")),

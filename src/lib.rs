@@ -57,7 +57,10 @@ pub use trainer::Trainer;
 /// The user's cache folder for hadal.
 pub(crate) fn user_cache() -> Option<std::path::PathBuf> {
     let path = |v: &str| std::env::var_os(v).filter(|p| !p.is_empty()).map(std::path::PathBuf::from);
-    path("XDG_CACHE_HOME").or_else(|| path("LOCALAPPDATA")).or_else(|| path("HOME").map(|h| h.join(".cache"))).map(|c| c.join("hadal"))
+    path("XDG_CACHE_HOME")
+        .or_else(|| path("LOCALAPPDATA"))
+        .or_else(|| path("HOME").map(|h| h.join(".cache")))
+        .map(|c| c.join("hadal"))
 }
 
 /// The README's programs compile.

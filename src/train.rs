@@ -38,7 +38,10 @@ impl fmt::Display for EpochReport {
     /// `epoch 1, loss 0.4950, train acc 0.826, test acc 0.875, time 61.4 sec`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let EpochReport { epoch, loss, train_accuracy, test_accuracy, seconds, .. } = self;
-        write!(f, "epoch {epoch}, loss {loss:.4}, train acc {train_accuracy:.3}, test acc {test_accuracy:.3}, time {seconds:.1} sec")
+        write!(
+            f,
+            "epoch {epoch}, loss {loss:.4}, train acc {train_accuracy:.3}, test acc {test_accuracy:.3}, time {seconds:.1} sec"
+        )
     }
 }
 
@@ -102,7 +105,13 @@ pub struct RunOptions<'a> {
 ///
 /// # Errors
 /// Those of the layers, with the layer's path.
-pub fn train_ch5(net: &impl Block, train: &DataLoader, test: &DataLoader, trainer: &mut Trainer, epochs: usize) -> Result<Vec<EpochReport>> {
+pub fn train_ch5(
+    net: &impl Block,
+    train: &DataLoader,
+    test: &DataLoader,
+    trainer: &mut Trainer,
+    epochs: usize,
+) -> Result<Vec<EpochReport>> {
     train_run(net, train, test, trainer, epochs, RunOptions::default())
 }
 
@@ -123,7 +132,9 @@ pub fn train_run(
     let criterion = |p: &Tensor, y: &Tensor| loss.forward(p, y);
     let mut reports = Vec::new();
     for epoch in options.first_epoch..options.first_epoch + epochs {
-        let Some(report) = run_epoch(&forward, &criterion, train, test, &mut |n| trainer.step(n), epoch, &options)? else { break };
+        let Some(report) = run_epoch(&forward, &criterion, train, test, &mut |n| trainer.step(n), epoch, &options)? else {
+            break;
+        };
         if !options.quiet {
             println!("{report}");
         }

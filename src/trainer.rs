@@ -45,7 +45,9 @@ impl Trainer {
             let value = p.data()?;
             let grad = value.fresh_grad()?.ok_or_else(|| Error::Parameter {
                 name: p.name(),
-                reason: "no backward pass has brought a gradient since the last step; freeze it with GradReq::Null if that is meant".into(),
+                reason:
+                    "no backward pass has brought a gradient since the last step; freeze it with GradReq::Null if that is meant"
+                        .into(),
             })?;
             let (lr_mult, wd_mult) = p.multipliers();
             updates.push((i, value, grad, Step { rescale: 1.0 / batch_size as f64, lr_mult, wd_mult }));

@@ -85,7 +85,8 @@ fn later_steps_ask_the_system_for_no_memory() -> Result<()> {
     for ctx in common::contexts() {
         let net = models::lenet_relu(10);
         net.initialize(init::Xavier::new(), &ctx)?;
-        let (x, y) = DataLoader::new(&FashionMnist::sample("a test")?.train.take(64), 64, &ctx)?.workers(0).epoch(0)?.next().unwrap()?;
+        let (x, y) =
+            DataLoader::new(&FashionMnist::sample("a test")?.train.take(64), 64, &ctx)?.workers(0).epoch(0)?.next().unwrap()?;
         let loss = SoftmaxCrossEntropy::new();
         let mut trainer = Trainer::new(net.parameters(), Sgd::new(0.01).momentum(0.9));
         let mut step = || -> Result<u64> {

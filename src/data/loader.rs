@@ -173,7 +173,13 @@ impl Shared {
             .value(small(ow)?)
             .value(x.len() as i64)
             .run_1d(x.len())?;
-        Launch::new(&y, "data.cu", "gather_labels", &scalar)?.array(&y).array(labels).array(&index).value(count).value(n as i64).run_1d(n)?;
+        Launch::new(&y, "data.cu", "gather_labels", &scalar)?
+            .array(&y)
+            .array(labels)
+            .array(&index)
+            .value(count)
+            .value(n as i64)
+            .run_1d(n)?;
         Ok((Tensor::new(x), Tensor::new(y)))
     }
 }
@@ -198,13 +204,24 @@ impl Iterator for Epoch {
 }
 
 /// The book's `load_data_fashion_mnist`: training batches (shuffled by `seed`) and test batches, resized when asked.
-pub fn load_data_fashion_mnist(batch_size: usize, resize: Option<usize>, seed: u64, ctx: &Context) -> Result<(DataLoader, DataLoader)> {
+pub fn load_data_fashion_mnist(
+    batch_size: usize,
+    resize: Option<usize>,
+    seed: u64,
+    ctx: &Context,
+) -> Result<(DataLoader, DataLoader)> {
     super::fashion_mnist()?.loaders(batch_size, resize, seed, ctx)
 }
 
 impl super::FashionMnist {
     /// Training batches (shuffled by `seed`) and test batches on `ctx`, images resized to a square when asked.
-    pub fn loaders(&self, batch_size: usize, resize: Option<usize>, seed: u64, ctx: &Context) -> Result<(DataLoader, DataLoader)> {
+    pub fn loaders(
+        &self,
+        batch_size: usize,
+        resize: Option<usize>,
+        seed: u64,
+        ctx: &Context,
+    ) -> Result<(DataLoader, DataLoader)> {
         let make = |set: &ImageSet| -> Result<DataLoader> {
             let loader = DataLoader::new(set, batch_size, ctx)?;
             resize.map_or(Ok(loader.clone()), |side| loader.resize(side, side))

@@ -4,7 +4,11 @@ use super::{
     Forward, Info, Parameter, Role, Structure,
     basic::{Function, activations},
 };
-use crate::{Error, Result, Tensor, init::Init, ops::{Conv2dOptions, Padding, Pair}};
+use crate::{
+    Error, Result, Tensor,
+    init::Init,
+    ops::{Conv2dOptions, Padding, Pair},
+};
 
 /// Cross-correlation of (N, C, H, W) with weights (O, C/groups, kh, kw), plus a bias for each output channel.
 ///
@@ -138,8 +142,10 @@ impl Structure for Conv2D {
             Some(&n) if n > 0 => (n * groups).to_string(),
             _ => "?".to_owned(),
         };
-        let padding = if (top, left) == (bottom, right) { Pair([top, left]).to_string() } else { format!("{:?}", self.options.padding) };
-        let mut s = format!("Conv2D({inputs} -> {}, kernel {}, stride {}, padding {padding}", self.channels, self.kernel, Pair(stride));
+        let padding =
+            if (top, left) == (bottom, right) { Pair([top, left]).to_string() } else { format!("{:?}", self.options.padding) };
+        let mut s =
+            format!("Conv2D({inputs} -> {}, kernel {}, stride {}, padding {padding}", self.channels, self.kernel, Pair(stride));
         if dilation != [1, 1] {
             s += &format!(", dilation {}", Pair(dilation));
         }

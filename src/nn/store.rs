@@ -85,7 +85,8 @@ pub fn metadata(path: impl AsRef<Path>) -> Result<HashMap<String, String>> {
 /// Reads all arrays of a file.
 pub(crate) fn read_arrays(path: &Path) -> Result<BTreeMap<String, Array>> {
     let bytes = fs::read(path).map_err(|e| Error::io(path, e))?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|e| bad(path, format!("no safetensors file of {} bytes: {e}", bytes.len())))?;
+    let file =
+        SafeTensors::deserialize(&bytes).map_err(|e| bad(path, format!("no safetensors file of {} bytes: {e}", bytes.len())))?;
     let mut out = BTreeMap::new();
     for (name, view) in file.tensors() {
         let dtype = TYPES.iter().find(|(_, s)| *s == view.dtype()).map(|(d, _)| *d);

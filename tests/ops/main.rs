@@ -5,13 +5,16 @@
 #[path = "../common/mod.rs"]
 mod common;
 
-mod shapes;
-mod conv2d;
-mod matmul;
-mod pool;
 mod batch_norm;
+mod binary;
+mod cast;
+mod conv2d;
 mod dropout;
 mod losses;
+mod matmul;
+mod pool;
+mod reduce;
+mod shapes;
 mod softmax;
 mod unary;
 
@@ -82,6 +85,9 @@ fn cases() -> Vec<Case> {
     all.extend(dropout::cases().unwrap());
     all.extend(losses::cases().unwrap());
     all.extend(softmax::cases().unwrap());
+    all.extend(binary::cases().unwrap());
+    all.extend(cast::cases().unwrap());
+    all.extend(reduce::cases().unwrap());
     all.extend(unary::cases().unwrap());
     all.extend(matmul::cases().unwrap());
     all.extend(conv2d::cases().unwrap());
