@@ -21,14 +21,18 @@ struct Pixel {
   int y, x;
 };
 
+__device__ __noinline__ Pixel far_pixel_of(i64 p, int rows, int cols) {
+  i64 q = p / cols, n = q / rows;
+  return Pixel{n, (int)(q - n * rows), (int)(p - q * cols)};
+}
+
 // The pixel with linear index p among images of rows x cols; 32-bit divisions where they do.
 __device__ __forceinline__ Pixel pixel_of(i64 p, int rows, int cols) {
   if (p >> 31 == 0) {
     unsigned q = (unsigned)p / cols, n = q / rows;
     return Pixel{(i64)n, (int)(q - n * rows), (int)((unsigned)p - q * cols)};
   }
-  i64 q = p / cols, n = q / rows;
-  return Pixel{n, (int)(q - n * rows), (int)(p - q * cols)};
+  return far_pixel_of(p, rows, cols);
 }
 
 struct Tap {

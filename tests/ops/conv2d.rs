@@ -37,6 +37,7 @@ pub fn cases() -> Result<Vec<Case>> {
     add([1, 2, 5, 4], [3, 2, 3, 2], o().padding([0, 1, 2, 0]).stride([1, 2]), true, true)?;
     add([1, 2, 3, 4], [2, 2, 2, 3], o().padding([4, 5]).stride([1, 2]), true, true)?;
     add([2, 1, 8, 8], [3, 1, 2, 2], o().stride(3), true, true)?;
+    add([1, 1, 4, 3], [2, 1, 1, 2], o().stride([i32::MAX as usize, 7]).dilation([5, 1]), true, true)?;
     // A filter larger than the input but for its padding; one output.
     add([1, 2, 2, 2], [3, 2, 5, 5], o().padding(2), true, true)?;
     add([2, 2, 3, 3], [2, 2, 3, 3], o(), true, true)?;
