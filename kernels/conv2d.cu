@@ -21,30 +21,39 @@ struct Pixel {
   int y, x;
 };
 
+__device__ __noinline__ Pixel far_pixel_of(i64 p, int rows, int cols) {
+  i64 q = p / cols, n = q / rows;
+  return Pixel{n, (int)(q - n * rows), (int)(p - q * cols)};
+}
+
 // The pixel with linear index p among images of rows x cols; 32-bit divisions where they do.
 __device__ __forceinline__ Pixel pixel_of(i64 p, int rows, int cols) {
   if (p >> 31 == 0) {
     unsigned q = (unsigned)p / cols, n = q / rows;
     return Pixel{(i64)n, (int)(q - n * rows), (int)((unsigned)p - q * cols)};
   }
-  i64 q = p / cols, n = q / rows;
-  return Pixel{n, (int)(q - n * rows), (int)(p - q * cols)};
+  return far_pixel_of(p, rows, cols);
 }
 
 struct Tap {
   int c, i, j;  // channel, row and column of the filter
 };
 
-// The k-th tap of filters with that many channels: the channel runs fastest where channels are contiguous.
-__device__ __forceinline__ Tap tap_of(i64 k, int channels, const Conv& s) {
+// The k-th of channels x rows x cols taps: the channel runs fastest where channels are contiguous.
+__device__ __forceinline__ Tap tap_of(i64 k, int channels, int rows, int cols) {
   unsigned t = (unsigned)k;
   if (CHANNELS_LAST) {
-    unsigned q = t / channels, i = q / s.kw;
-    return Tap{(int)(t - q * channels), (int)i, (int)(q - i * s.kw)};
+    unsigned q = t / channels, i = q / cols;
+    return Tap{(int)(t - q * channels), (int)i, (int)(q - i * cols)};
   }
-  unsigned q = t / s.kw, c = q / s.kh;
-  return Tap{(int)c, (int)(q - c * s.kh), (int)(t - q * s.kw)};
+  unsigned q = t / cols, c = q / rows;
+  return Tap{(int)c, (int)(q - c * rows), (int)(t - q * cols)};
 }
+
+// Taps along one axis: first, first + step, … (count of them).
+struct Taps {
+  int first, step, count;
+};
 
 // An address with the place in the plane that belongs to it.
 struct Spot {
@@ -72,7 +81,7 @@ struct Patches {
     return Row{o.n * s.x[0], o.y * s.sh - s.pt, o.x * s.sw - s.pl, true};
   }
   __device__ __forceinline__ Step step(i64 k) const {
-    Tap t = tap_of(k, channels, s);
+    Tap t = tap_of(k, channels, s.kh, s.kw);
     return Step{t.c * s.x[1], t.i * s.dh, t.j * s.dw};
   }
   __device__ __forceinline__ acc_t at(const Row& r, const Step& t) const {
@@ -82,7 +91,28 @@ struct Patches {
   }
 };
 
-// dy above a pixel of x: row = input pixel, k = tap over the output channels.
+// With strides, an input pixel meets only some of the taps: those with (iy + pt - i dh) % sh == 0. Pixels whose iy has
+// the same remainder by sh meet the same ones; they are one phase of the axis, and a product of its own.
+struct Phase {
+  int start, count;   // input rows start, start + stride, …
+  int out;            // the output row that belongs to input row `start` and the first tap's offset 0
+  int rest;           // (start + pad) % stride
+  Taps taps;
+};
+__device__ __forceinline__ Phase phase_of(int start, int size, int pad, int stride, int kernel, int dilation) {
+  Phase p;
+  p.start = start;
+  p.count = start < size ? (size - start - 1) / stride + 1 : 0;
+  p.rest = (int)(((i64)start + pad) % stride);
+  p.out = (int)(((i64)start + pad - p.rest) / stride);
+  int first = 0, step = 1;
+  while (first < kernel && (i64)first * dilation % stride != p.rest) ++first;
+  while (step < kernel && (i64)step * dilation % stride != 0) ++step;
+  p.taps = Taps{first, step, first < kernel ? (kernel - 1 - first) / step + 1 : 0};
+  return p;
+}
+
+// dy above the pixels of a phase: row = input pixel, k = tap over the output channels.
 struct Shadows {
   enum { k_fast = CHANNELS_LAST };
   typedef Spot Row;
@@ -91,20 +121,20 @@ struct Shadows {
   const scalar_t* dy;  // at the group's first channel
   i64 pixels;
   int channels;
+  const Phase &down, &across;
   __device__ __forceinline__ Row row(i64 p) const {
     if (p >= pixels) return Row{0, 0, 0, false};
-    Pixel i = pixel_of(p, s.h, s.w);
-    return Row{i.n * s.y[0], i.y + s.pt, i.x + s.pl, true};
+    Pixel i = pixel_of(p, down.count, across.count);
+    return Row{i.n * s.y[0], down.out + i.y, across.out + i.x, true};
   }
   __device__ __forceinline__ Step step(i64 k) const {
-    Tap t = tap_of(k, channels, s);
-    return Step{t.c * s.y[1], t.i * s.dh, t.j * s.dw};
+    Tap t = tap_of(k, channels, down.taps.count, across.taps.count);
+    int i = down.taps.first + t.i * down.taps.step, j = across.taps.first + t.j * across.taps.step;
+    return Step{t.c * s.y[1], (i * s.dh - down.rest) / s.sh, (j * s.dw - across.rest) / s.sw};
   }
   __device__ __forceinline__ acc_t at(const Row& r, const Step& t) const {
-    int y = r.y - t.y, x = r.x - t.x;
-    if (!r.inside || y < 0 || x < 0) return 0;
-    int oy = y / s.sh, ox = x / s.sw;
-    if (oy * s.sh != y || ox * s.sw != x || oy >= s.oh || ox >= s.ow) return 0;
+    int oy = r.y - t.y, ox = r.x - t.x;
+    if (!r.inside || (unsigned)oy >= (unsigned)s.oh || (unsigned)ox >= (unsigned)s.ow) return 0;
     return load(dy + r.at + t.at + oy * s.y[2] + ox * s.y[3]);
   }
 };
@@ -118,10 +148,11 @@ struct Filters {
   const scalar_t* w;  // at the group's first filter
   int rows, channels;
   i64 row_stride, channel_stride;
+  Taps down, across;
   __device__ __forceinline__ Row row(i64 r) const { return r < rows ? r * row_stride : -1; }
   __device__ __forceinline__ Step step(i64 k) const {
-    Tap t = tap_of(k, channels, s);
-    return t.c * channel_stride + t.i * s.f[2] + t.j * s.f[3];
+    Tap t = tap_of(k, channels, down.count, across.count);
+    return t.c * channel_stride + (down.first + t.i * down.step) * s.f[2] + (across.first + t.j * across.step) * s.f[3];
   }
   __device__ __forceinline__ acc_t at(Row r, Step t) const { return r < 0 ? (acc_t)0 : load(w + r + t); }
 };
@@ -143,7 +174,7 @@ struct Gradients {
 };
 
 // x for the weight gradient: row = tap, k = output pixel.
-struct Taps {
+struct Columns {
   enum { k_fast = !CHANNELS_LAST };
   typedef Spot Row;
   typedef Offset Step;
@@ -153,7 +184,7 @@ struct Taps {
   int channels;
   __device__ __forceinline__ Row row(i64 r) const {
     if (r >= rows) return Row{0, 0, 0, false};
-    Tap t = tap_of(r, channels, s);
+    Tap t = tap_of(r, channels, s.kh, s.kw);
     return Row{t.c * s.x[1], t.i * s.dh - s.pt, t.j * s.dw - s.pl, true};
   }
   __device__ __forceinline__ Step step(i64 p) const {
@@ -168,10 +199,12 @@ struct Taps {
 };
 
 // One tile of an image tensor: put(pixel, channel, sum over k), the contiguous one of the two along the tile's columns.
+// Neighbouring blocks take the channels of the same pixels.
 template <class Pixels, class Channels, class Put>
 __device__ __forceinline__ void image_tile(const Pixels& pixels, i64 pixel_count, const Channels& channels, int channel_count,
                                            i64 depth, Panel& pa, Panel& pb, Put put) {
-  i64 down = tiles(pixel_count), p0 = blockIdx.x % down * TILE, c0 = blockIdx.x / down * TILE;
+  i64 across = tiles(channel_count), p0 = blockIdx.x / across * TILE, c0 = blockIdx.x % across * TILE;
+  if (p0 >= pixel_count) return;  // the whole block
   acc_t sum[4][4] = {};
   if (CHANNELS_LAST) tile_product(sum, pixels, p0, channels, c0, 0, depth, pa, pb);
   else tile_product(sum, channels, c0, pixels, p0, 0, depth, pa, pb);
@@ -194,7 +227,7 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS)
   const i64 pixels = (i64)s.n * s.oh * s.ow;
   for (int g = blockIdx.z; g < s.groups; g += gridDim.z) {
     Patches patches = {s, x + (i64)g * cg * s.x[1], pixels, cg};
-    Filters filters = {s, w + (i64)g * og * s.f[0], og, cg, s.f[0], s.f[1]};
+    Filters filters = {s, w + (i64)g * og * s.f[0], og, cg, s.f[0], s.f[1], Taps{0, 1, s.kh}, Taps{0, 1, s.kw}};
     image_tile(patches, pixels, filters, og, (i64)cg * s.kh * s.kw, pa, pb, [&](i64 p, i64 c, acc_t sum) {
       Pixel at = pixel_of(p, s.oh, s.ow);
       i64 o = (i64)g * og + c;
@@ -204,19 +237,25 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS)
   }
 }
 
-// grid (tiles of input pixels and channels, 1, groups)
+// grid (tiles of input pixels and channels, phases, groups), the tiles being those of the first phase, which has the most
 extern "C" __global__ void __launch_bounds__(TILE_THREADS)
     conv2d_bwd_data(scalar_t* __restrict__ dx, const scalar_t* __restrict__ dy, const scalar_t* __restrict__ w, const Conv s) {
   __shared__ Panel pa, pb;
   const int cg = s.c / s.groups, og = s.o / s.groups;
-  const i64 pixels = (i64)s.n * s.h * s.w;
-  for (int g = blockIdx.z; g < s.groups; g += gridDim.z) {
-    Shadows shadows = {s, dy + (i64)g * og * s.y[1], pixels, og};
-    Filters filters = {s, w + (i64)g * og * s.f[0], cg, og, s.f[1], s.f[0]};
-    image_tile(shadows, pixels, filters, cg, (i64)og * s.kh * s.kw, pa, pb, [&](i64 p, i64 c, acc_t sum) {
-      Pixel at = pixel_of(p, s.h, s.w);
-      store(dx + at.n * s.x[0] + ((i64)g * cg + c) * s.x[1] + at.y * s.x[2] + at.x * s.x[3], sum);
-    });
+  const int phases_down = s.sh < s.h ? s.sh : s.h, phases_across = s.sw < s.w ? s.sw : s.w;
+  for (i64 phase = blockIdx.y; phase < (i64)phases_down * phases_across; phase += gridDim.y) {
+    const Phase down = phase_of((int)(phase / phases_across), s.h, s.pt, s.sh, s.kh, s.dh);
+    const Phase across = phase_of((int)(phase % phases_across), s.w, s.pl, s.sw, s.kw, s.dw);
+    const i64 pixels = (i64)s.n * down.count * across.count, depth = (i64)og * down.taps.count * across.taps.count;
+    for (int g = blockIdx.z; g < s.groups; g += gridDim.z) {
+      Shadows shadows = {s, dy + (i64)g * og * s.y[1], pixels, og, down, across};
+      Filters filters = {s, w + (i64)g * og * s.f[0], cg, og, s.f[1], s.f[0], down.taps, across.taps};
+      image_tile(shadows, pixels, filters, cg, depth, pa, pb, [&](i64 p, i64 c, acc_t sum) {
+        Pixel at = pixel_of(p, down.count, across.count);
+        i64 row = down.start + (i64)at.y * s.sh, col = across.start + (i64)at.x * s.sw;
+        store(dx + at.n * s.x[0] + ((i64)g * cg + c) * s.x[1] + row * s.x[2] + col * s.x[3], sum);
+      });
+    }
   }
 }
 
@@ -232,13 +271,13 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS)
   const i64 begin = blockIdx.y * chunk, end = begin + chunk < pixels ? begin + chunk : pixels;
   for (int g = blockIdx.z; g < s.groups; g += gridDim.z) {
     Gradients gradients = {s, dy + (i64)g * og * s.y[1], og};
-    Taps columns = {s, x + (i64)g * cg * s.x[1], taps, cg};
+    Columns columns = {s, x + (i64)g * cg * s.x[1], taps, cg};
     acc_t sum[4][4] = {};
     tile_product(sum, gradients, o0, columns, t0, begin, end, pa, pb);
     for (int j = 0; j < 4; ++j) {
       i64 k = t0 + tile_col(j);
       if (k >= taps) continue;
-      Tap t = tap_of(k, cg, s);
+      Tap t = tap_of(k, cg, s.kh, s.kw);
       for (int i = 0; i < 4; ++i) {
         i64 o = o0 + tile_row(i);
         if (o >= og) continue;

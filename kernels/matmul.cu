@@ -7,9 +7,22 @@ struct Product {
   i64 m, n, k;
   i64 a_m, a_k, b_k, b_n;       // element strides of a (m, k) and b (k, n)
   i64 outer, inner;             // products side by side (o) and summed (r)
-  i64 outer_rank, inner_rank;
   i64 chunk;                    // steps along k for each part
 };
+
+// Element offset of the i-th index of a batch. Unrolled, so that the arguments need not be copied to be indexed; axes that
+// are not there have extent 1.
+__device__ __forceinline__ i64 batch_offset(i64 i, const Index& at) {
+  i64 offset = 0;
+#pragma unroll
+  for (int d = MAX_RANK - 1; d >= 0; --d) {
+    if (at.extent[d] == 1) continue;
+    i64 q = i / at.extent[d];
+    offset += (i - q * at.extent[d]) * at.stride[d];
+    i = q;
+  }
+  return offset;
+}
 
 // The rows of a, or the columns of b.
 struct Lines {
@@ -37,8 +50,8 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS)
   for (i64 o = blockIdx.z; o < s.outer; o += gridDim.z) {
     acc_t sum[4][4] = {};
     for (i64 r = 0; r < s.inner; ++r) {
-      const scalar_t* own_a = a + offset_of(o, outer_a, (int)s.outer_rank) + offset_of(r, inner_a, (int)s.inner_rank);
-      const scalar_t* own_b = b + offset_of(o, outer_b, (int)s.outer_rank) + offset_of(r, inner_b, (int)s.inner_rank);
+      const scalar_t* own_a = a + batch_offset(o, outer_a) + batch_offset(r, inner_a);
+      const scalar_t* own_b = b + batch_offset(o, outer_b) + batch_offset(r, inner_b);
       Lines rows = {own_a, s.m, s.a_m, s.a_k, s.a_k <= s.a_m}, cols = {own_b, s.n, s.b_n, s.b_k, s.b_k <= s.b_n};
       tile_product(sum, rows, m0, cols, n0, begin, end, pa, pb);
     }

@@ -48,7 +48,7 @@ __device__ __forceinline__ Range under(int o, int kernel, int stride, int pad, i
 // The half-open range of outputs whose window covers input i.
 __device__ __forceinline__ Range above(int i, int kernel, int stride, int pad, int out) {
   int last = (i + pad) / stride, first = i + pad - kernel + 1;
-  return Range{first > 0 ? (first + stride - 1) / stride : 0, last < out ? last + 1 : out};
+  return Range{first > 0 ? (first - 1) / stride + 1 : 0, last < out ? last + 1 : out};
 }
 // How many elements the mean of output o divides by, along one axis.
 __device__ __forceinline__ int counted(int o, int kernel, int stride, int before, int after, int size, int with_pad) {

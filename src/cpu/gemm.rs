@@ -38,6 +38,7 @@ pub struct MatMut<'a, T> {
 }
 
 impl<'a, T> MatMut<'a, T> {
+    #[cfg(test)]
     pub fn new(data: &'a mut [T], rs: usize, cs: usize) -> Self {
         Self { data, rs, cs }
     }
@@ -58,17 +59,14 @@ pub enum Threads {
 /// Element types that the products are compiled for.
 pub trait Scalar: Copy + Send + Sync + PartialEq + std::ops::Mul<Output = Self> + 'static {
     const ZERO: Self;
-    const ONE: Self;
 }
 
 impl Scalar for f32 {
     const ZERO: f32 = 0.0;
-    const ONE: f32 = 1.0;
 }
 
 impl Scalar for f64 {
     const ZERO: f64 = 0.0;
-    const ONE: f64 = 1.0;
 }
 
 /// The largest index that a `rows x cols` view touches; `None` when the arithmetic overflows.
@@ -97,16 +95,19 @@ fn tune() {
 ///
 /// # Panics
 /// When a view does not fit into its slice, or when two elements of c would share a place.
+#[allow(clippy::too_many_arguments)]
 pub fn gemm<T: Scalar>(m: usize, n: usize, k: usize, alpha: T, a: Mat<T>, b: Mat<T>, beta: T, c: MatMut<T>, threads: Threads) {
     check("a", a.data.len(), m, k, a.rs, a.cs);
     check("b", b.data.len(), k, n, b.rs, b.cs);
     check("c", c.data.len(), m, n, c.rs, c.cs);
     // Either each row ends before the next one starts, or each column does: then i * rs + j * cs is one-to-one.
-    let distinct = m <= 1 && n <= 1
-        || (n <= 1 && c.rs > 0)
-        || (m <= 1 && c.cs > 0)
-        || (c.cs > 0 && (n - 1).checked_mul(c.cs).is_some_and(|row| c.rs > row))
-        || (c.rs > 0 && (m - 1).checked_mul(c.rs).is_some_and(|col| c.cs > col));
+    let beyond = |step: usize, count: usize, inner: usize| (count - 1).checked_mul(inner).is_some_and(|last| step > last);
+    let distinct = match (m, n) {
+        (0..=1, 0..=1) => true,
+        (0..=1, _) => c.cs > 0,
+        (_, 0..=1) => c.rs > 0,
+        _ => (c.cs > 0 && beyond(c.rs, n, c.cs)) || (c.rs > 0 && beyond(c.cs, m, c.rs)),
+    };
     assert!(distinct, "gemm: the {m}x{n} destination with strides ({}, {}) overlaps itself", c.rs, c.cs);
     if m == 0 || n == 0 {
         return;
@@ -142,50 +143,6 @@ pub fn gemm<T: Scalar>(m: usize, n: usize, k: usize, alpha: T, a: Mat<T>, b: Mat
             false,
             parallelism,
         );
-    }
-}
-
-/// The shape of a batch of equal row-major products, for [`gemm_batched`].
-#[derive(Clone, Copy, Debug)]
-pub struct Batch {
-    pub count: usize,
-    pub m: usize,
-    pub n: usize,
-    pub k: usize,
-    /// `a` is stored as k x m instead of m x k.
-    pub a_t: bool,
-    /// `b` is stored as n x k instead of k x n.
-    pub b_t: bool,
-    /// Elements from one matrix to the next; 0 repeats the same matrix (broadcasting).
-    pub a_step: usize,
-    pub b_step: usize,
-}
-
-/// `count` products of dense row-major matrices: c[i] := alpha * a[i] * b[i] + beta * c[i]; c is dense.
-pub fn gemm_batched<T: Scalar>(s: Batch, alpha: T, a: &[T], b: &[T], beta: T, c: &mut [T]) {
-    use rayon::prelude::*;
-    let Batch { count, m, n, k, .. } = s;
-    assert_eq!(c.len(), count * m * n, "gemm_batched: wrong destination size");
-    if c.is_empty() {
-        return;
-    }
-    let one = |i: usize, c: &mut [T], threads: Threads| {
-        let (a, b) = (&a[i * s.a_step..], &b[i * s.b_step..]);
-        let a = if s.a_t { Mat::new(a, 1, m) } else { Mat::new(a, k, 1) };
-        let b = if s.b_t { Mat::new(b, 1, k) } else { Mat::new(b, n, 1) };
-        gemm(m, n, k, alpha, a, b, beta, MatMut::row_major(c, n), threads);
-    };
-    // A few large products are better split inside; many are better spread. The result is the same either way.
-    let work = 2 * m * n * k.max(1);
-    if count < 4 && work > 1 << 20 {
-        c.chunks_mut(m * n).enumerate().for_each(|(i, c)| one(i, c, Threads::Pool));
-    } else if count.saturating_mul(work) < 1 << 18 {
-        c.chunks_mut(m * n).enumerate().for_each(|(i, c)| one(i, c, Threads::One));
-    } else {
-        let per_task = ((1 << 17) / work.max(1)).max(1);
-        c.par_chunks_mut(m * n * per_task).enumerate().for_each(|(t, c)| {
-            c.chunks_mut(m * n).enumerate().for_each(|(i, c)| one(t * per_task + i, c, Threads::One));
-        });
     }
 }
 
@@ -281,22 +238,5 @@ mod tests {
             MatMut::new(&mut c, 1, 1),
             Threads::One,
         );
-    }
-
-    #[test]
-    fn batches_broadcast_and_transpose() {
-        let (m, n, k, count) = (3, 4, 5, 6);
-        let a: Vec<f32> = (0..count * m * k).map(|i| (i % 9) as f32).collect();
-        let b: Vec<f32> = (0..n * k).map(|i| (i % 5) as f32).collect();
-        let mut c = vec![0.0; count * m * n];
-        gemm_batched(Batch { count, m, n, k, a_t: true, b_t: true, a_step: m * k, b_step: 0 }, 1.0, &a, &b, 0.0, &mut c);
-        for i in 0..count {
-            for r in 0..m {
-                for s in 0..n {
-                    let sum: f32 = (0..k).map(|l| a[i * m * k + l * m + r] * b[s * k + l]).sum();
-                    assert_eq!(c[(i * m + r) * n + s], sum);
-                }
-            }
-        }
     }
 }

@@ -3,6 +3,7 @@
 //! Rows are first split by phase, so that element `j * stride + p` of a padded row is element j of phase p: every tap of every window then reads a contiguous run,
 //! and the loops over a row of outputs vectorize for any stride.
 
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 /// The attributes of a pooling: x is (planes, h, w), y (planes, out_h, out_w).
@@ -95,10 +96,9 @@ impl PoolShape {
     }
 }
 
-/// Splits a row into its phases; what lies in the padding is `fill`.
+/// Splits a row into its phases of `len` elements; what lies in the padding is `fill`.
 #[inline(always)]
-fn split_row(row: &[f32], s: &PoolShape, fill: f32, phases: &mut [f32]) {
-    let (len, _) = s.phase_len();
+fn split_row(row: &[f32], s: &PoolShape, len: usize, fill: f32, phases: &mut [f32]) {
     let (stride, pad) = (s.stride[1], s.padding[1]);
     for (p, phase) in phases.chunks_exact_mut(len).enumerate() {
         // Element j of the phase is row[j * stride + p - pad].
@@ -133,74 +133,95 @@ pub fn max_pool_forward(x: &[f32], y: &mut [f32], argmax: Option<&mut [i32]>, s:
         return;
     }
     let (plane, p, tasks) = (s.h * s.w, s.out_h() * s.out_w(), s.per_task());
-    let (_, row_len) = s.phase_len();
+    let run = |y: &mut [f32], places: &mut [i32], x: &[f32]| {
+        let mut scratch = vec![0.0; s.scratch_len()];
+        let mut place_row = vec![0; s.out_w().next_multiple_of(WIDEST)];
+        for (i, (y, x)) in y.chunks_exact_mut(p).zip(x.chunks_exact(plane)).enumerate() {
+            let places = if places.is_empty() { &mut [] } else { &mut places[i * p..(i + 1) * p] };
+            crate::cpu::simd::dispatch(MaxPlane { x, y, places, scratch: &mut scratch, place_row: &mut place_row, s });
+        }
+    };
     match argmax {
         Some(argmax) => {
             assert_eq!(argmax.len(), y.len(), "max_pool: one place per output");
             let tasks = y.par_chunks_mut(tasks * p).zip(argmax.par_chunks_mut(tasks * p)).zip(x.par_chunks(tasks * plane));
-            tasks.for_each(|((y, places), x)| {
-                let mut phases = vec![0.0; s.h * row_len];
-                for ((y, places), x) in y.chunks_exact_mut(p).zip(places.chunks_exact_mut(p)).zip(x.chunks_exact(plane)) {
-                    crate::cpu::simd::vectorized(|| max_plane(x, y, places, &mut phases, s));
-                }
-            });
+            tasks.for_each(|((y, places), x)| run(y, places, x));
         }
-        None => y.par_chunks_mut(tasks * p).zip(x.par_chunks(tasks * plane)).for_each(|(y, x)| {
-            let mut phases = vec![0.0; s.h * row_len];
-            for (y, x) in y.chunks_exact_mut(p).zip(x.chunks_exact(plane)) {
-                crate::cpu::simd::vectorized(|| max_plane(x, y, &mut [], &mut phases, s));
-            }
-        }),
+        None => y.par_chunks_mut(tasks * p).zip(x.par_chunks(tasks * plane)).for_each(|(y, x)| run(y, &mut [], x)),
     }
 }
 
 /// One plane; no places are recorded when `places` is empty.
-#[inline(always)]
-fn max_plane(x: &[f32], y: &mut [f32], places: &mut [i32], phases: &mut [f32], s: &PoolShape) {
-    let (len, row_len) = s.phase_len();
-    let (ow, stride, pad) = (s.out_w(), s.stride[1], s.padding[1]);
-    for (row, phases) in x.chunks_exact(s.w).zip(phases.chunks_exact_mut(row_len)) {
-        split_row(row, s, f32::NEG_INFINITY, phases);
+struct MaxPlane<'a> {
+    x: &'a [f32],
+    y: &'a mut [f32],
+    places: &'a mut [i32],
+    /// (h, phases) and, behind it, one row of maxima; `scratch_len` elements.
+    scratch: &'a mut [f32],
+    /// One row of the places of the maxima.
+    place_row: &'a mut [i32],
+    s: &'a PoolShape,
+}
+
+/// Vectors are at most this long; rows of maxima are rounded up to it.
+const WIDEST: usize = 16;
+
+impl PoolShape {
+    /// Elements of one phase for [`MaxPlane`]: whole vectors may be loaded from any tap.
+    fn wide_phase_len(&self) -> usize {
+        self.out_w().next_multiple_of(WIDEST) + (self.kernel[1] - 1) / self.stride[1]
     }
-    for (oy, y) in y.chunks_exact_mut(ow).enumerate() {
-        let rows = s.rows(oy);
-        y.fill(f32::NEG_INFINITY);
-        let tap = |row: usize, j: usize| &phases[row * row_len + j % stride * len + j / stride..][..ow];
-        if places.is_empty() {
-            for row in rows {
-                for j in 0..s.kernel[1] {
-                    for (best, &v) in y.iter_mut().zip(tap(row, j)) {
-                        *best = if wins(v, *best) { v } else { *best };
-                    }
-                }
-            }
-            continue;
-        }
-        let places = &mut places[oy * ow..][..ow];
-        // Kept relative to ox * stride, so that a tap has the same value along the row. A window of nothing but -inf keeps its first element.
-        for (ox, place) in places.iter_mut().enumerate() {
-            *place = (rows.start * s.w + (ox * stride).saturating_sub(pad)) as i32 - (ox * stride) as i32;
-        }
-        for row in rows {
-            for j in 0..s.kernel[1] {
-                let here = (row * s.w + j) as i32 - pad as i32;
-                for ((best, place), &v) in y.iter_mut().zip(places.iter_mut()).zip(tap(row, j)) {
-                    let better = wins(v, *best);
-                    *best = if better { v } else { *best };
-                    *place = if better { here } else { *place };
-                }
-            }
-        }
-        for (ox, place) in places.iter_mut().enumerate() {
-            *place += (ox * stride) as i32;
-        }
+
+    fn scratch_len(&self) -> usize {
+        self.h * self.wide_phase_len() * self.stride[1].min(self.kernel[1]) + self.out_w().next_multiple_of(WIDEST)
     }
 }
 
-/// v > best or v is NaN, unless best is NaN already.
-#[inline(always)]
-fn wins(v: f32, best: f32) -> bool {
-    (v > best) | (v.is_nan() & !best.is_nan())
+impl WithSimd for MaxPlane<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { x, y, places, scratch, place_row, s } = self;
+        let (ow, stride, pad, len) = (s.out_w(), s.stride[1], s.padding[1], s.wide_phase_len());
+        let row_len = len * stride.min(s.kernel[1]);
+        let (phases, best) = scratch.split_at_mut(s.h * row_len);
+        for (row, phases) in x.chunks_exact(s.w).zip(phases.chunks_exact_mut(row_len)) {
+            split_row(row, s, len, f32::NEG_INFINITY, phases);
+        }
+        for (oy, y) in y.chunks_exact_mut(ow).enumerate() {
+            let rows = s.rows(oy);
+            // Places are kept relative to ox * stride, so that a tap has the same value along the row. A window of nothing but -inf keeps its first element.
+            if !places.is_empty() {
+                for (ox, place) in place_row.iter_mut().enumerate() {
+                    *place = (rows.start * s.w + (ox * stride).saturating_sub(pad)) as i32 - (ox * stride) as i32;
+                }
+            }
+            best.fill(f32::NEG_INFINITY);
+            let (best_v, _) = S::as_mut_simd_f32s(best);
+            let (place_v, _) = S::as_mut_simd_i32s(place_row);
+            for row in rows {
+                for j in 0..s.kernel[1] {
+                    let tap = &phases[row * row_len + j % stride * len + j / stride..][..ow.next_multiple_of(WIDEST)];
+                    let here = simd.splat_i32s((row * s.w + j) as i32 - pad as i32);
+                    let (tap, _) = S::as_simd_f32s(tap);
+                    for ((best, place), &v) in best_v.iter_mut().zip(place_v.iter_mut()).zip(tap) {
+                        // v > best or v is NaN, unless best is NaN already.
+                        let stay =
+                            simd.or_m32s(simd.less_than_or_equal_f32s(v, *best), simd.not_m32s(simd.equal_f32s(*best, *best)));
+                        *best = simd.select_f32s(stay, *best, v);
+                        *place = simd.select_i32s(stay, *place, here);
+                    }
+                }
+            }
+            y.copy_from_slice(&best[..ow]);
+            if !places.is_empty() {
+                for ((ox, place), relative) in places[oy * ow..][..ow].iter_mut().enumerate().zip(place_row.iter()) {
+                    *place = relative + (ox * stride) as i32;
+                }
+            }
+        }
+    }
 }
 
 /// dx = dy sent to the places of the maxima (overwritten).
@@ -260,7 +281,7 @@ pub fn avg_pool_forward(x: &[f32], y: &mut [f32], s: &PoolShape) {
         for (y, x) in y.chunks_exact_mut(p).zip(x.chunks_exact(plane)) {
             crate::cpu::simd::vectorized(|| {
                 for (row, phases) in x.chunks_exact(s.w).zip(phases.chunks_exact_mut(row_len)) {
-                    split_row(row, s, 0.0, phases);
+                    split_row(row, s, len, 0.0, phases);
                 }
                 for (oy, y) in y.chunks_exact_mut(ow).enumerate() {
                     y.fill(0.0);

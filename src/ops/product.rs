@@ -167,21 +167,8 @@ impl Product {
             .array(b)
             .optional(bias)
             .value(
-                [
-                    self.m,
-                    self.n,
-                    self.k,
-                    self.a.rows,
-                    self.a.cols,
-                    self.b.rows,
-                    self.b.cols,
-                    outer,
-                    inner,
-                    self.outer.len(),
-                    self.inner.len(),
-                    chunk,
-                ]
-                .map(|v| v as i64),
+                [self.m, self.n, self.k, self.a.rows, self.a.cols, self.b.rows, self.b.cols, outer, inner, chunk]
+                    .map(|v| v as i64),
             )
             .value(Dims::new(op, &self.outer, &self.a.batch)?)
             .value(Dims::new(op, &self.outer, &self.b.batch)?)

@@ -37,6 +37,7 @@ pub fn cases() -> Result<Vec<Case>> {
     add([1, 2, 5, 4], [3, 2, 3, 2], o().padding([0, 1, 2, 0]).stride([1, 2]), true, true)?;
     add([1, 2, 3, 4], [2, 2, 2, 3], o().padding([4, 5]).stride([1, 2]), true, true)?;
     add([2, 1, 8, 8], [3, 1, 2, 2], o().stride(3), true, true)?;
+    add([1, 1, 4, 3], [2, 1, 1, 2], o().stride([i32::MAX as usize, 7]).dilation([5, 1]), true, true)?;
     // A filter larger than the input but for its padding; one output.
     add([1, 2, 2, 2], [3, 2, 5, 5], o().padding(2), true, true)?;
     add([2, 2, 3, 3], [2, 2, 3, 3], o(), true, true)?;
@@ -143,4 +144,39 @@ fn mistakes_are_named() {
     assert!(message.contains("bias needs 2 elements"), "{message}");
     let half = Tensor::new(Array::zeros(&[1, 1, 3, 3], DType::BF16, &cpu()).unwrap());
     assert!(t(&[1, 1, 3, 3]).conv2d(&half, None, o()).unwrap_err().to_string().contains("same float type"));
+}
+
+/// One thread or several: the same bits, forward and backward, on each fast path.
+#[test]
+fn threads_do_not_change_the_bits() -> Result<()> {
+    let run = |threads: usize| -> Result<Vec<Vec<f32>>> {
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| {
+            let f32s =
+                |shape: &[usize], seed| Ok(Tensor::new(hadal::check::cast(&random(shape, seed)?, DType::F32)?).attach_grad());
+            let mut all = Vec::new();
+            for (x, w, o) in [
+                ([9, 16, 12, 12], [17, 16, 3, 3], Conv2dOptions::new().padding(1)),
+                ([33, 3, 23, 23], [8, 3, 5, 5], Conv2dOptions::new().stride(2)),
+                ([5, 24, 20, 20], [24, 1, 3, 3], Conv2dOptions::new().groups(24)),
+            ] {
+                let (x, w, b) = (f32s(&x, 1)?, f32s(&w, 2)?, f32s(&w[..1], 3)?);
+                let y = autograd::record(|| x.conv2d(&w, Some(&b), o))?;
+                y.backward()?;
+                all.extend([y.to_vec()?, x.grad()?.to_vec()?, w.grad()?.to_vec()?, b.grad()?.to_vec()?]);
+            }
+            for (a, b) in [(vec![257, 300], vec![300, 131]), (vec![7, 33, 65], vec![65, 40]), (vec![1, 9000], vec![9000, 17])] {
+                let (a, b) = (f32s(&a, 4)?, f32s(&b, 5)?);
+                let y = autograd::record(|| a.matmul(&b))?;
+                y.backward()?;
+                all.extend([y.to_vec()?, a.grad()?.to_vec()?, b.grad()?.to_vec()?]);
+            }
+            Ok(all)
+        })
+    };
+    let one = run(1)?;
+    for threads in [2, 5] {
+        let same = run(threads)?.iter().zip(&one).map(|(a, b)| a == b).collect::<Vec<_>>();
+        assert!(same.iter().all(|&s| s), "with {threads} threads: {same:?}");
+    }
+    Ok(())
 }

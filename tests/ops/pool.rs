@@ -35,6 +35,8 @@ pub fn cases() -> Result<Vec<Case>> {
         ([3, 2, 1, 7], p([1, 3]).stride([1, 2]).padding([0, 1])),
         ([0, 2, 4, 4], p([2, 2])),
         ([2, 0, 4, 4], p([2, 2])),
+        // A stride at the end of 32 bits.
+        ([1, 2, 3, 4], p([1, 1]).stride(i32::MAX as usize)),
         // A window of more than 256 taps.
         ([1, 2, 17, 18], p([17, 16]).stride(1)),
     ];

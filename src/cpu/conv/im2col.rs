@@ -10,8 +10,10 @@ use rayon::prelude::*;
 
 /// Enough columns for the product to run at full speed.
 const COLUMNS: usize = 256;
-/// Upper bound of the unrolled chunk in elements (1 MiB), unless a single image needs more.
-const CHUNK: usize = 1 << 18;
+/// Upper bound of the unrolled chunk in elements (4 MiB), unless a single image needs more.
+const CHUNK: usize = 1 << 20;
+/// Rows of the unrolled matrix should hold whole vectors: the product then reads them in place.
+const VECTOR: usize = 16;
 
 /// The sizes that all three directions share.
 struct Plan {
@@ -32,7 +34,10 @@ impl Plan {
         let p = s.out_h() * s.out_w();
         let cg = s.c / s.groups;
         let k = cg * s.kernel[0] * s.kernel[1];
-        let images = COLUMNS.div_ceil(p).min((CHUNK / (k * p)).max(1)).min(s.n);
+        let whole = VECTOR >> p.trailing_zeros().min(VECTOR.trailing_zeros());
+        let wanted = COLUMNS.div_ceil(p);
+        let wanted = if wanted > 1 { wanted.next_multiple_of(whole) } else { 1 };
+        let images = wanted.min((CHUNK / (k * p)).max(1)).min(s.n);
         let pointwise = s.kernel == [1, 1] && s.stride == [1, 1] && s.padding == [0; 4];
         Self { p, k, cg, og: s.o / s.groups, images, pointwise }
     }
@@ -55,6 +60,11 @@ fn span(tap: usize, pad: usize, stride: usize, size: usize, out: usize) -> Span 
 
 /// Unrolls the channels `x` (cg, h, w) of one image into the columns `at..at + p` of `col`, whose rows are `ld` long.
 fn unroll(x: &[f32], s: &ConvShape, col: &mut [f32], ld: usize, at: usize) {
+    crate::cpu::simd::vectorized(|| unroll_rows(x, s, col, ld, at))
+}
+
+#[inline(always)]
+fn unroll_rows(x: &[f32], s: &ConvShape, col: &mut [f32], ld: usize, at: usize) {
     let (oh, ow) = (s.out_h(), s.out_w());
     let taps = s.kernel[0] * s.kernel[1];
     for (row, line) in col.chunks_mut(ld).enumerate() {
@@ -65,38 +75,82 @@ fn unroll(x: &[f32], s: &ConvShape, col: &mut [f32], ld: usize, at: usize) {
         let u = span(j * s.dilation[1], s.padding[1], s.stride[1], s.w, ow);
         line[..v.lo * ow].fill(0.0);
         line[v.hi * ow..].fill(0.0);
-        for (y, out) in (v.lo..v.hi).zip(line[v.lo * ow..v.hi * ow].chunks_exact_mut(ow)) {
-            let source = &plane[(y * s.stride[0] + i * s.dilation[0] - s.padding[0]) * s.w..][..s.w];
-            out[..u.lo].fill(0.0);
-            out[u.hi..].fill(0.0);
-            let out = &mut out[u.lo..u.hi];
-            if out.is_empty() {
-                continue;
+        let line = &mut line[v.lo * ow..v.hi * ow];
+        if u.lo > 0 || u.hi < ow {
+            for out in line.chunks_exact_mut(ow) {
+                out[..u.lo].fill(0.0);
+                out[u.hi..].fill(0.0);
             }
-            let source = &source[u.first..];
-            match s.stride[1] {
-                1 => out.copy_from_slice(&source[..out.len()]),
-                2 => copy_every_second(source, out),
-                step => out.iter_mut().zip(source.iter().step_by(step)).for_each(|(o, v)| *o = *v),
+        }
+        if line.is_empty() || u.lo == u.hi {
+            continue;
+        }
+        let from = &plane[v.first * s.w + u.first..];
+        let rows = Rows { len: u.hi - u.lo, count: v.hi - v.lo, to: ow, from: s.stride[0] * s.w };
+        copy_rows(from, &mut line[u.lo..], rows, s.stride[1]);
+    }
+}
+
+/// `count` runs of `len` elements, `to` and `from` elements apart on either side.
+#[derive(Clone, Copy)]
+struct Rows {
+    len: usize,
+    count: usize,
+    to: usize,
+    from: usize,
+}
+
+/// Short rows are the rule in the deep layers, and a call of memcpy for each takes longer than the copy: lengths up to 16 have code of their own.
+#[inline(always)]
+fn copy_rows(from: &[f32], to: &mut [f32], rows: Rows, step: usize) {
+    macro_rules! by_length {
+        ($($len:literal)*) => {
+            match (rows.len, step) {
+                $(($len, 1) => copy_short::<$len, 1>(from, to, rows),
+                  ($len, 2) => copy_short::<$len, 2>(from, to, rows),)*
+                _ => copy_long(from, to, rows, step),
             }
+        };
+    }
+    by_length!(1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16)
+}
+
+#[inline(always)]
+fn copy_short<const LEN: usize, const STEP: usize>(from: &[f32], to: &mut [f32], rows: Rows) {
+    for i in 0..rows.count {
+        let Some(out) = to[i * rows.to..].first_chunk_mut::<LEN>() else { return };
+        let source = &from[i * rows.from..][..(LEN - 1) * STEP + 1];
+        for l in 0..LEN {
+            out[l] = source[l * STEP];
         }
     }
 }
 
-/// out[i] = source[2 * i]; whole pairs first, so that the loop vectorizes.
-fn copy_every_second(source: &[f32], out: &mut [f32]) {
-    let (pairs, rest) = source.as_chunks::<2>();
-    let n = out.len().min(pairs.len());
-    for (o, pair) in out[..n].iter_mut().zip(&pairs[..n]) {
-        *o = pair[0];
-    }
-    if n < out.len() {
-        out[n] = rest[0];
+#[inline(always)]
+fn copy_long(from: &[f32], to: &mut [f32], rows: Rows, step: usize) {
+    for i in 0..rows.count {
+        let out = &mut to[i * rows.to..][..rows.len];
+        let source = &from[i * rows.from..][..(rows.len - 1) * step + 1];
+        match step {
+            1 => out.copy_from_slice(source),
+            2 => {
+                // Whole pairs first, so that the loop vectorizes.
+                let (pairs, last) = source.as_chunks::<2>();
+                out.iter_mut().zip(pairs).for_each(|(o, pair)| *o = pair[0]);
+                out[rows.len - 1] = last[0];
+            }
+            _ => out.iter_mut().zip(source.iter().step_by(step)).for_each(|(o, v)| *o = *v),
+        }
     }
 }
 
 /// The adjoint of [`unroll`]: adds the columns to the channels `dx` of one image.
 fn roll_add(col: &[f32], ld: usize, at: usize, s: &ConvShape, dx: &mut [f32]) {
+    crate::cpu::simd::vectorized(|| roll_add_rows(col, ld, at, s, dx))
+}
+
+#[inline(always)]
+fn roll_add_rows(col: &[f32], ld: usize, at: usize, s: &ConvShape, dx: &mut [f32]) {
     let (oh, ow) = (s.out_h(), s.out_w());
     let taps = s.kernel[0] * s.kernel[1];
     for (row, line) in col.chunks(ld).enumerate() {
@@ -105,16 +159,48 @@ fn roll_add(col: &[f32], ld: usize, at: usize, s: &ConvShape, dx: &mut [f32]) {
         let (i, j) = (row % taps / s.kernel[1], row % s.kernel[1]);
         let v = span(i * s.dilation[0], s.padding[0], s.stride[0], s.h, oh);
         let u = span(j * s.dilation[1], s.padding[1], s.stride[1], s.w, ow);
-        for (y, from) in (v.lo..v.hi).zip(line[v.lo * ow..v.hi * ow].chunks_exact(ow)) {
-            let from = &from[u.lo..u.hi];
-            if from.is_empty() {
-                continue;
+        if v.lo == v.hi || u.lo == u.hi {
+            continue;
+        }
+        let rows = Rows { len: u.hi - u.lo, count: v.hi - v.lo, to: s.stride[0] * s.w, from: ow };
+        add_rows(&line[v.lo * ow + u.lo..], &mut plane[v.first * s.w + u.first..], rows, s.stride[1]);
+    }
+}
+
+/// As [`copy_rows`], but adds, and the step is on the other side.
+#[inline(always)]
+fn add_rows(from: &[f32], to: &mut [f32], rows: Rows, step: usize) {
+    macro_rules! by_length {
+        ($($len:literal)*) => {
+            match (rows.len, step) {
+                $(($len, 1) => add_short::<$len, 1>(from, to, rows),
+                  ($len, 2) => add_short::<$len, 2>(from, to, rows),)*
+                _ => add_long(from, to, rows, step),
             }
-            let target = &mut plane[(y * s.stride[0] + i * s.dilation[0] - s.padding[0]) * s.w..][..s.w][u.first..];
-            match s.stride[1] {
-                1 => target.iter_mut().zip(from).for_each(|(t, v)| *t += v),
-                step => target.iter_mut().step_by(step).zip(from).for_each(|(t, v)| *t += v),
-            }
+        };
+    }
+    by_length!(1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16)
+}
+
+#[inline(always)]
+fn add_short<const LEN: usize, const STEP: usize>(from: &[f32], to: &mut [f32], rows: Rows) {
+    for i in 0..rows.count {
+        let Some(source) = from[i * rows.from..].first_chunk::<LEN>() else { return };
+        let out = &mut to[i * rows.to..][..(LEN - 1) * STEP + 1];
+        for l in 0..LEN {
+            out[l * STEP] += source[l];
+        }
+    }
+}
+
+#[inline(always)]
+fn add_long(from: &[f32], to: &mut [f32], rows: Rows, step: usize) {
+    for i in 0..rows.count {
+        let source = &from[i * rows.from..][..rows.len];
+        let out = &mut to[i * rows.to..][..(rows.len - 1) * step + 1];
+        match step {
+            1 => out.iter_mut().zip(source).for_each(|(o, v)| *o += v),
+            _ => out.iter_mut().step_by(step).zip(source).for_each(|(o, v)| *o += v),
         }
     }
 }
@@ -246,6 +332,7 @@ pub fn backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvShape) {
     let parts = chunks.div_ceil(chunks_per_part);
     let threads = inner_threads(parts);
     let w_len = dw.len();
+    // The product repacks the operand along the contiguous side of its result, so that should be the smaller one: sums are kept as (k, og) per group.
     let mut sums = Buffer::<f32>::stale(parts * w_len);
     sums.par_chunks_mut(w_len).enumerate().for_each(|(part, sum)| {
         let mut col = Buffer::<f32>::stale(k * images * p);
@@ -267,25 +354,28 @@ pub fn backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvShape) {
                     gather_dy(dy, &mut rows[..og * ld], s.o, g * og, p, ld);
                     &rows
                 };
-                let patches = Mat::row_major(&col[..k * ld], ld).t();
-                let dw = MatMut::row_major(&mut sum[g * og * k..(g + 1) * og * k], k);
-                gemm(og, k, ld, 1.0, Mat::row_major(rows, ld), patches, beta, dw, threads);
+                let sum = MatMut::row_major(&mut sum[g * og * k..(g + 1) * og * k], og);
+                gemm(k, og, ld, 1.0, Mat::row_major(&col[..k * ld], ld), Mat::row_major(rows, ld).t(), beta, sum, threads);
             }
         }
     });
-    add_parts(&sums, dw);
-}
-
-/// dw = the sum of the parts, in order.
-pub(super) fn add_parts(sums: &[f32], dw: &mut [f32]) {
+    let (total, others) = sums.split_at_mut(w_len);
     const PIECE: usize = 1 << 12;
-    let w_len = dw.len();
-    dw.par_chunks_mut(PIECE).enumerate().for_each(|(piece, dw)| {
-        dw.copy_from_slice(&sums[piece * PIECE..][..dw.len()]);
-        for part in sums.chunks_exact(w_len).skip(1) {
-            for (d, v) in dw.iter_mut().zip(&part[piece * PIECE..]) {
-                *d += v;
-            }
+    total.par_chunks_mut(PIECE).enumerate().for_each(|(piece, total)| {
+        for other in others.chunks_exact(w_len) {
+            total.iter_mut().zip(&other[piece * PIECE..]).for_each(|(t, v)| *t += v);
         }
+    });
+    // Back to (og, k), eight filters at a time so that each line of the sums is used whole.
+    const FILTERS: usize = 8;
+    let total = &*total;
+    dw.par_chunks_mut(og * k).zip(total.par_chunks(og * k)).for_each(|(dw, total)| {
+        dw.par_chunks_mut(FILTERS * k).enumerate().for_each(|(block, dw)| {
+            for (j, line) in total.chunks_exact(og).enumerate() {
+                for (o, dw) in dw.chunks_exact_mut(k).enumerate() {
+                    dw[j] = line[block * FILTERS + o];
+                }
+            }
+        });
     });
 }

@@ -1,10 +1,12 @@
 //! 2-D convolution and its gradients.
 //!
-//! Three algorithms, chosen from the shape alone: Winograd F(2x2, 3x3) for dense 3x3 kernels of stride 1 with enough channels, plain loops for depthwise kernels, and
+//! Three algorithms are chosen from the shape alone: Winograd F(2x2, 3x3) for dense 3x3 kernels of stride 1 with enough channels, plain loops for depthwise kernels, and
 //! im2col with a matrix product for everything else.
 
+mod bilinear;
 mod depthwise;
 mod im2col;
+mod lanes;
 mod tiles;
 mod winograd;
 mod winograd_grad;

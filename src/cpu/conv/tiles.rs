@@ -1,85 +1,11 @@
-//! Short bilinear algorithms for 3-tap kernels, and the transforms between images and tiles.
+//! The transforms between images and tiles.
 //!
-//! In one dimension, OUT outputs of a 3-tap correlation come from MUL products of transformed inputs and transformed taps: y = output(input(d) * filter(g)).
-//! Applied along rows and columns this takes MUL^2 products for OUT^2 outputs, each a sum over channels, that is, a matrix product per product index ("xi").
-//! All coefficients are 0, 1/2 and 1 in size, so rounding stays below that of plain f32 summation (the sums over channels are nine times shorter).
-//!
-//! Work is laid out in blocks of 16 channels per pixel ("lanes"): images are transposed on the way in and out, and the transforms then run on whole vectors
-//! whatever the size of the image.
+//! Images are read and written in blocks of 16 channels (see `lanes`); the algorithm is one of `bilinear`, applied along columns and then along rows.
 
+use super::bilinear::Bilinear;
+use super::lanes::{Cut, LANES, read_lanes, write_lanes};
 use pulp::{Simd, WithSimd};
 use std::marker::PhantomData;
-
-/// Channels per block.
-pub const LANES: usize = 16;
-
-/// One such algorithm; the `_adjoint`s are the transposed maps, used by the gradient of the weights.
-pub trait Bilinear<const IN: usize, const MUL: usize, const OUT: usize>: Send + Sync {
-    fn input<S: Simd>(s: S, d: [S::f32s; IN]) -> [S::f32s; MUL];
-    fn filter<S: Simd>(s: S, g: [S::f32s; 3]) -> [S::f32s; MUL];
-    fn output<S: Simd>(s: S, m: [S::f32s; MUL]) -> [S::f32s; OUT];
-    fn output_adjoint<S: Simd>(s: S, y: [S::f32s; OUT]) -> [S::f32s; MUL];
-    fn filter_adjoint<S: Simd>(s: S, m: [S::f32s; MUL]) -> [S::f32s; 3];
-}
-
-/// F(2, 3): two outputs from four inputs with four products (Winograd).
-pub struct F2;
-
-impl Bilinear<4, 4, 2> for F2 {
-    #[inline(always)]
-    fn input<S: Simd>(s: S, [a, b, c, d]: [S::f32s; 4]) -> [S::f32s; 4] {
-        [s.sub_f32s(a, c), s.add_f32s(b, c), s.sub_f32s(c, b), s.sub_f32s(b, d)]
-    }
-    #[inline(always)]
-    fn filter<S: Simd>(s: S, [a, b, c]: [S::f32s; 3]) -> [S::f32s; 4] {
-        let half = s.splat_f32s(0.5);
-        let ends = s.add_f32s(a, c);
-        [a, s.mul_f32s(half, s.add_f32s(ends, b)), s.mul_f32s(half, s.sub_f32s(ends, b)), c]
-    }
-    #[inline(always)]
-    fn output<S: Simd>(s: S, [a, b, c, d]: [S::f32s; 4]) -> [S::f32s; 2] {
-        [s.add_f32s(a, s.add_f32s(b, c)), s.sub_f32s(s.sub_f32s(b, c), d)]
-    }
-    #[inline(always)]
-    fn output_adjoint<S: Simd>(s: S, [a, b]: [S::f32s; 2]) -> [S::f32s; 4] {
-        [a, s.add_f32s(a, b), s.sub_f32s(a, b), s.sub_f32s(s.splat_f32s(0.0), b)]
-    }
-    #[inline(always)]
-    fn filter_adjoint<S: Simd>(s: S, [a, b, c, d]: [S::f32s; 4]) -> [S::f32s; 3] {
-        let half = s.splat_f32s(0.5);
-        let even = s.mul_f32s(half, s.add_f32s(b, c));
-        [s.add_f32s(a, even), s.mul_f32s(half, s.sub_f32s(b, c)), s.add_f32s(even, d)]
-    }
-}
-
-/// A whole row of three with one zero on either side: three outputs from three inputs with five products. It is F(2, 3) for the first two outputs, and the
-/// third reuses a product, because the left neighbour of the row is zero: y2 = x1 g0 + x2 g1, and x1 g0 is the first product negated.
-pub struct Row3;
-
-impl Bilinear<3, 5, 3> for Row3 {
-    #[inline(always)]
-    fn input<S: Simd>(s: S, [a, b, c]: [S::f32s; 3]) -> [S::f32s; 5] {
-        [b, s.add_f32s(a, b), s.sub_f32s(b, a), s.sub_f32s(a, c), c]
-    }
-    #[inline(always)]
-    fn filter<S: Simd>(s: S, [a, b, c]: [S::f32s; 3]) -> [S::f32s; 5] {
-        let [_, even, odd, _] = F2::filter(s, [a, b, c]);
-        [a, even, odd, c, b]
-    }
-    #[inline(always)]
-    fn output<S: Simd>(s: S, [a, b, c, d, e]: [S::f32s; 5]) -> [S::f32s; 3] {
-        [s.sub_f32s(s.add_f32s(b, c), a), s.sub_f32s(s.sub_f32s(b, c), d), s.add_f32s(a, e)]
-    }
-    #[inline(always)]
-    fn output_adjoint<S: Simd>(s: S, [a, b, c]: [S::f32s; 3]) -> [S::f32s; 5] {
-        [s.sub_f32s(c, a), s.add_f32s(a, b), s.sub_f32s(a, b), s.sub_f32s(s.splat_f32s(0.0), b), c]
-    }
-    #[inline(always)]
-    fn filter_adjoint<S: Simd>(s: S, [a, b, c, d, e]: [S::f32s; 5]) -> [S::f32s; 3] {
-        let [first, middle, last] = F2::filter_adjoint(s, [a, b, c, d]);
-        [first, s.add_f32s(middle, e), last]
-    }
-}
 
 /// A correlation of stride 1 from planes of `h x w` to planes of `out_h x out_w`, cut into tiles and grouped into pieces that fit the cache.
 #[derive(Clone, Copy, Debug)]
@@ -146,138 +72,6 @@ impl Grid {
 /// Distance between the matrices of successive xi, with a line to spare: equal low address bits would make the stores of one tile evict each other.
 pub fn xi_stride(rows: usize, cols: usize) -> usize {
     rows * cols + LANES
-}
-
-/// A rectangle of one block of channels, `rows x cols` pixels of 16 lanes each, cut out of planes at (`y0`, `x0`), which may lie outside (zeros there).
-struct Cut {
-    y0: isize,
-    x0: isize,
-    rows: usize,
-    cols: usize,
-}
-
-impl Cut {
-    /// The part of the rectangle inside planes of `h x w`: first row, end row, first column, end column.
-    fn inside(&self, h: usize, w: usize) -> (usize, usize, usize, usize) {
-        let clip = |at: isize, len: usize, size: usize| {
-            let lo = (-at).clamp(0, len as isize);
-            (lo as usize, (size as isize - at).clamp(lo, len as isize) as usize)
-        };
-        let (r0, r1) = clip(self.y0, self.rows, h);
-        let (c0, c1) = clip(self.x0, self.cols, w);
-        (r0, r1, c0, c1)
-    }
-}
-
-/// Reads up to 16 planes (`h x w` each, contiguous) into `patch`.
-#[inline(always)]
-fn read_lanes(planes: &[f32], h: usize, w: usize, cut: &Cut, patch: &mut [[f32; LANES]]) {
-    let lanes = planes.len() / (h * w);
-    let (r0, r1, c0, c1) = cut.inside(h, w);
-    if lanes < LANES || (r0, r1, c0, c1) != (0, cut.rows, 0, cut.cols) {
-        patch.fill([0.0; LANES]);
-    }
-    if r0 == r1 || c0 == c1 {
-        return;
-    }
-    let from = |r: usize| (cut.y0 + r as isize) as usize * w + (cut.x0 + c0 as isize) as usize;
-    touch(&planes[..], h * w, from(r0), from(r1 - 1) + c1 - c0);
-    if lanes < LANES {
-        for r in r0..r1 {
-            let row = &mut patch[r * cut.cols + c0..r * cut.cols + c1];
-            for (l, plane) in planes.chunks_exact(h * w).enumerate() {
-                row.iter_mut().zip(&plane[from(r)..]).for_each(|(pixel, v)| pixel[l] = *v);
-            }
-        }
-    } else if c1 - c0 == w && cut.cols == w {
-        // Whole rows lie one after the other on both sides.
-        transpose_in(planes, h * w, from(r0), &mut patch[r0 * w..r1 * w]);
-    } else {
-        for r in r0..r1 {
-            transpose_in(planes, h * w, from(r), &mut patch[r * cut.cols + c0..r * cut.cols + c1]);
-        }
-    }
-}
-
-/// Loads each line of the given part of every plane in order of address: a run that the hardware prefetches, unlike the sixteen interleaved ones of a transpose.
-#[inline(always)]
-fn touch(planes: &[f32], plane: usize, from: usize, to: usize) {
-    let mut seen = 0;
-    for plane in planes.chunks_exact(plane) {
-        for line in plane[from..to].chunks(16) {
-            seen |= line[0].to_bits();
-        }
-    }
-    std::hint::black_box(seen);
-}
-
-/// pixels[i][l] = planes[l * plane + from + i]
-#[inline(always)]
-fn transpose_in(planes: &[f32], plane: usize, from: usize, pixels: &mut [[f32; LANES]]) {
-    let avx = crate::cpu::simd::avx();
-    for (i, pixels) in pixels.chunks_mut(8).enumerate() {
-        let from = from + i * 8;
-        for half in 0..2 {
-            let first = half * 8;
-            let row = |l: usize| planes[(first + l) * plane + from..].first_chunk::<8>();
-            // Reading into the next row is harmless, but the last plane may end too early for that.
-            let mut copy = [[0.0f32; 8]; 8];
-            let columns = if let Some(last) = row(7) {
-                crate::cpu::simd::transpose(avx, std::array::from_fn(|l| row(l).unwrap_or(last)), None)
-            } else {
-                for (l, copy) in copy.iter_mut().enumerate() {
-                    copy.iter_mut().zip(&planes[(first + l) * plane + from..]).for_each(|(c, v)| *c = *v);
-                }
-                crate::cpu::simd::transpose(avx, copy.each_ref(), None)
-            };
-            for (pixel, column) in pixels.iter_mut().zip(&columns) {
-                pixel[first..first + 8].copy_from_slice(column);
-            }
-        }
-    }
-}
-
-/// Writes `patch` into up to 16 planes, adding a bias per plane; what lies outside is dropped.
-#[inline(always)]
-fn write_lanes(patch: &[[f32; LANES]], cut: &Cut, bias: Option<&[f32]>, h: usize, w: usize, planes: &mut [f32]) {
-    let lanes = planes.len() / (h * w);
-    let (r0, r1, c0, c1) = cut.inside(h, w);
-    let to = |r: usize| (cut.y0 + r as isize) as usize * w + (cut.x0 + c0 as isize) as usize;
-    let bias: [f32; LANES] = std::array::from_fn(|l| bias.map_or(0.0, |b| b.get(l).copied().unwrap_or(0.0)));
-    if lanes == LANES && cut.cols == w && (r1 - r0) * w >= 8 {
-        transpose_out(&patch[r0 * w..r1 * w], &bias, h * w, to(r0), planes);
-        return;
-    }
-    for r in r0..r1 {
-        let row = &patch[r * cut.cols + c0..r * cut.cols + c1];
-        if lanes == LANES && row.len() >= 8 {
-            transpose_out(row, &bias, h * w, to(r), planes);
-            continue;
-        }
-        for (l, plane) in planes.chunks_exact_mut(h * w).enumerate() {
-            for (v, pixel) in plane[to(r)..].iter_mut().zip(row) {
-                *v = pixel[l] + bias[l];
-            }
-        }
-    }
-}
-
-/// planes[l * plane + to + i] = pixels[i][l] + bias[l], for at least eight pixels.
-#[inline(always)]
-fn transpose_out(pixels: &[[f32; LANES]], bias: &[f32; LANES], plane: usize, to: usize, planes: &mut [f32]) {
-    let avx = crate::cpu::simd::avx();
-    let (biases, _) = bias.as_chunks::<8>();
-    for start in (0..pixels.len()).step_by(8) {
-        // The last eight may overlap the ones before, which writes the same values again.
-        let start = start.min(pixels.len() - 8);
-        let Some(eight) = pixels[start..].first_chunk::<8>() else { return };
-        for half in 0..2 {
-            let rows = eight.each_ref().map(|pixel| &pixel.as_chunks::<8>().0[half]);
-            for (l, column) in crate::cpu::simd::transpose(avx, rows, Some(&biases[half])).iter().enumerate() {
-                planes[(half * 8 + l) * plane + to + start..][..8].copy_from_slice(column);
-            }
-        }
-    }
 }
 
 /// What a transform works on: tile rows `row0..row0 + rows` of one image, whose tiles are number `t0..` of the matrices.
@@ -530,6 +324,7 @@ impl<A: Bilinear<IN, MUL, OUT>, const IN: usize, const MUL: usize, const OUT: us
                 taps = [[0.0; LANES]; 9];
             }
             for row in 0..rows {
+                #[allow(clippy::needless_range_loop)] // l is a lane here and a kernel there
                 for l in 0..lanes {
                     let kernel = &f.w[(first + row) * f.row_step + (block * LANES + l) * f.lane_step..][..9];
                     for t in 0..9 {

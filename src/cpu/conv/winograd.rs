@@ -1,7 +1,8 @@
 //! 3x3 convolutions of stride 1 by tiles: forward, and the gradient of the input, which is the same with the kernels rotated and transposed.
 
 use super::ConvShape;
-use super::tiles::{Bilinear, F2, Filters, Grid, Place, Row3, filter_transform, input_transform, output_transform, xi_stride};
+use super::bilinear::{Bilinear, F2, Row3};
+use super::tiles::{Filters, Grid, Place, filter_transform, input_transform, output_transform, xi_stride};
 use crate::cpu::buffers::Buffer;
 use crate::cpu::gemm::{Mat, MatMut, Threads, gemm};
 use rayon::prelude::*;
@@ -65,12 +66,13 @@ fn run(x: &[f32], f: Filters, bias: Option<&[f32]>, y: &mut [f32], g: Grid, row3
     }
 }
 
-/// Tiles per piece: as many as let a piece's two sets of matrices stay near the cache, but enough to use each transformed kernel well.
+/// Tiles per piece. With few channels a piece's matrices should fit the inner cache; with many, each transformed kernel should be used often once it is there.
 pub(super) fn piece_tiles(g: &Grid) -> usize {
-    if let Ok(t) = std::env::var("TILES") {
-        return t.parse().unwrap();
+    match g.c + g.o {
+        0..=128 => 72,
+        129..=512 => 144,
+        _ => 256,
     }
-    ((1 << 19) / (16 * (g.c + g.o))).clamp(96, 256)
 }
 
 /// All kernels transformed: one matrix (rows, lanes rounded up) per xi, `xi_stride` apart.

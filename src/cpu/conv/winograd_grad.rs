@@ -1,7 +1,9 @@
 //! The gradient of the kernels of 3x3 convolutions of stride 1, by tiles: dW = filter_adjoint(sum over tiles of output_adjoint(dy)^T input(x)).
 
 use super::ConvShape;
-use super::tiles::{Bilinear, F2, Grid, LANES, Place, Row3, filter_adjoint, input_transform, output_adjoint, xi_stride};
+use super::bilinear::{Bilinear, F2, Row3};
+use super::lanes::LANES;
+use super::tiles::{Grid, Place, filter_adjoint, input_transform, output_adjoint, xi_stride};
 use super::winograd::{forward_grid, is_row3, piece_tiles};
 use crate::cpu::buffers::Buffer;
 use crate::cpu::gemm::{Mat, MatMut, Threads, gemm};
@@ -11,12 +13,10 @@ use rayon::prelude::*;
 const ROUND: usize = 1 << 22;
 /// Rows of the result per product: products of one round are independent tasks.
 const ROWS: usize = 128;
-/// Up to this many elements (512 KiB) of products, a thread's own copy of them stays in its cache beside a piece of transformed data.
+/// Up to this many elements (8 MiB) of products, each part of the work sums into a copy of its own. Beyond it the copies cost too much memory.
 const OWN: usize = 1 << 21;
 /// Copies of the products, each summing over a fixed part of the pieces.
 const PARTS: usize = 8;
-/// Tiles per piece when each thread has its own products.
-const OWN_TILES: usize = 144;
 
 pub fn backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvShape) {
     let g = forward_grid(s);
@@ -97,7 +97,7 @@ fn gradient<A: Bilinear<IN, MUL, OUT>, const IN: usize, const MUL: usize, const 
     let m_stride = g.o * cp + LANES;
     let m_len = products * m_stride;
     let own = m_len <= OWN;
-    let g = g.with_pieces(OUT, if own { OWN_TILES } else { piece_tiles(&g) });
+    let g = g.with_pieces(OUT, piece_tiles(&g));
     let work = Work { g, x, dy, v_stride: xi_stride(g.tiles(), cp), z_stride: xi_stride(g.tiles(), op), m_stride, products };
     let per_part = work.pieces().div_ceil(PARTS);
     let parts = if own { work.pieces().div_ceil(per_part) } else { 1 };

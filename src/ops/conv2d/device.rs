@@ -82,7 +82,11 @@ pub(super) fn backward_data(op: &'static str, dy: &Array, w: &Array, s: &ConvSha
     let dx = Array::uninit(&[s.n, s.c, s.h, s.w], dy.dtype(), layout, &dy.context())?;
     let launch = Launch::new(&dx, FILE, "conv2d_bwd_data", &defines(&dx, layout))?;
     let launch = launch.array(&dx).array(dy).array(w).value(Sizes::new(op, s, layout, &w.strides())?);
-    launch.run(grid(op, s.n * s.h * s.w, s.c / s.groups, 1, s.groups)?, [256, 1, 1], 0)?;
+    // With strides, the pixels fall into phases that meet different taps; the first one is the largest.
+    let [down, across] = [s.stride[0].min(s.h), s.stride[1].min(s.w)];
+    let pixels = s.n * s.h.div_ceil(s.stride[0]) * s.w.div_ceil(s.stride[1]);
+    let phases = down.saturating_mul(across).min(65535);
+    launch.run(grid(op, pixels, s.c / s.groups, phases, s.groups)?, [256, 1, 1], 0)?;
     Ok(dx)
 }
 
