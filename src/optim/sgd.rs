@@ -142,7 +142,7 @@ impl Rule {
                 let step = if self.lr_inside { -lr * g } else { g };
                 *m = mu * *m + step;
                 let go = if self.nesterov { mu * *m + step } else { *m };
-                *w = *w + if self.lr_inside { go } else { -lr * go };
+                *w += if self.lr_inside { go } else { -lr * go };
             }
         };
         const CHUNK: usize = 16 << 10;
