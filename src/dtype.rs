@@ -130,8 +130,10 @@ macro_rules! element {
 
 element!(f32, F32, |x| x as f32, |x| x as f64);
 element!(f64, F64, |x| x, |x| x);
-element!(f16, F16, f16::from_f64, |x: f16| x.to_f64());
-element!(bf16, BF16, bf16::from_f64, |x: bf16| x.to_f64());
+// Inherent functions of the half types come before these in method calls: write `<T as Element>::from_f64`.
+// By way of f32, as the GPU stores halves; half's own from_f64 cuts off the low mantissa bits first, which misrounds near ties.
+element!(f16, F16, |x: f64| f16::from_f32(x as f32), |x: f16| x.to_f64());
+element!(bf16, BF16, |x: f64| bf16::from_f32(x as f32), |x: bf16| x.to_f64());
 element!(u8, U8, |x| x as u8, |x| x as f64);
 element!(i64, I64, |x| x as i64, |x| x as f64);
 

@@ -283,7 +283,9 @@ fn random_arrays_are_the_same_everywhere() -> Result<()> {
             assert!(u.to_f64_vec()?.iter().all(|x| (-0.301..=1.71).contains(x)));
             if let Some(gpu) = common::gpu() {
                 let (gu, gz) = make(&gpu)?;
-                assert_eq!(gu.to_f64_vec()?, u.to_f64_vec()?);
+                let differ = |(a, b): &(f64, f64)| a != b;
+                let first = gu.to_f64_vec()?.into_iter().zip(u.to_f64_vec()?).enumerate().find(|(_, pair)| differ(pair));
+                assert_eq!(first, None, "{dtype} {n}");
                 let bound = if dtype.size() == 2 { check::bound(dtype) } else { 1e-6 };
                 let d = check::difference(&gz, &z)?;
                 assert!(d.relative <= bound && (d.values.0 - d.values.1).abs() <= 16.0 * bound, "{dtype} {n}: {d}");
@@ -316,6 +318,17 @@ fn random_arrays_have_the_right_moments() -> Result<()> {
         message(Tensor::normal(0.0, -1.0, &[1], &ctx), "normal: mean 0 and standard deviation -1");
         message(Array::normal(0.0, 1.0, &[1], DType::I64, &ctx), "normal: i64");
         assert!(matches!(Tensor::uniform(0.0, 1.0, &[usize::MAX, 2], &ctx), Err(Error::Shape { .. })));
+    }
+    Ok(())
+}
+
+#[test]
+fn halves_are_rounded_to_nearest() -> Result<()> {
+    // Just above the middle of two neighbours: 1 + 2⁻⁸ + 2⁻²³ in bf16, 1 + 2⁻¹¹ + 2⁻²³ in f16; then the ties, to even.
+    let v = |tie: i32| vec![1.0 + 2f64.powi(tie) + 2f64.powi(-23), 1.0 + 2f64.powi(tie)];
+    for (dtype, tie) in [(DType::BF16, -8), (DType::F16, -11)] {
+        let x = check::cast(&Array::from_vec(v(tie), &[2], &cpu())?, dtype)?;
+        assert_eq!(x.to_f64_vec()?, [1.0 + 2f64.powi(tie + 1), 1.0]);
     }
     Ok(())
 }
