@@ -13,7 +13,7 @@ struct Words {
   unsigned w[4];
 };
 
-static __device__ __forceinline__ Words philox(const Draw& draw, u64 block) {
+__device__ __forceinline__ Words philox(const Draw& draw, u64 block) {
   unsigned c0 = (unsigned)block, c1 = (unsigned)(block >> 32), c2 = (unsigned)draw.number, c3 = (unsigned)(draw.number >> 32);
   unsigned k0 = (unsigned)draw.seed, k1 = (unsigned)(draw.seed >> 32);
 #pragma unroll
@@ -31,4 +31,4 @@ static __device__ __forceinline__ Words philox(const Draw& draw, u64 block) {
 }
 
 // A word's upper 24 bits as a float in [0, 1).
-static __device__ __forceinline__ float unit(unsigned word) { return (float)(word >> 8) * (1.0f / 16777216.0f); }
+__device__ __forceinline__ float unit(unsigned word) { return (float)(word >> 8) * (1.0f / 16777216.0f); }

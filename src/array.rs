@@ -71,7 +71,9 @@ impl Array {
     pub fn full(shape: &[usize], value: f64, dtype: DType, ctx: &Context) -> Result<Self> {
         let n = checked_numel("full", shape)?;
         match ctx {
-            Context::Cpu => Ok(element_type!(dtype, T => Self::host(T::wrap(Buffer::full(n, T::from_f64(value))), shape, dtype))),
+            Context::Cpu => {
+                Ok(element_type!(dtype, T => Self::host(T::wrap(Buffer::full(n, <T as Element>::from_f64(value))), shape, dtype)))
+            }
             Context::Gpu(_) => {
                 let out = Self::uninit(shape, dtype, Layout::RowMajor, ctx)?;
                 crate::ops::create::fill(&out, value)?;
@@ -91,7 +93,7 @@ impl Array {
         }
         let n = n.max(0.0) as usize;
         element_type!(dtype, T => {
-            Self::from_vec::<T>((0..n).map(|i| T::from_f64(start + i as f64 * step)).collect(), &[n], ctx)
+            Self::from_vec::<T>((0..n).map(|i| <T as Element>::from_f64(start + i as f64 * step)).collect(), &[n], ctx)
         })
     }
 
@@ -274,7 +276,7 @@ impl Array {
         element_type!(dtype, T => {
             let mut out = Buffer::<T>::stale(data.len());
             for (o, x) in out.iter_mut().zip(data.iter()) {
-                *o = T::from_f64(x.to_f64());
+                *o = <T as Element>::from_f64(x.to_f64());
             }
             Self::host(T::wrap(out), shape, dtype)
         })

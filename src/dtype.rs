@@ -130,6 +130,7 @@ macro_rules! element {
 
 element!(f32, F32, |x| x as f32, |x| x as f64);
 element!(f64, F64, |x| x, |x| x);
+// Inherent functions of the half types come before these in method calls: write `<T as Element>::from_f64`.
 element!(f16, F16, |x| f16::from_f32(to_odd(x)), |x: f16| x.to_f64());
 element!(bf16, BF16, |x| bf16::from_f32(to_odd(x)), |x: bf16| x.to_f64());
 element!(u8, U8, |x| x as u8, |x| x as f64);

@@ -112,7 +112,7 @@ impl SoftmaxCrossEntropy {
     fn plan(&self, x: &Array, axis: usize) -> Plan {
         let rows = Rows::of(x, axis);
         let samples = if axis == 0 { 1 } else { x.shape()[0] };
-        let per = if samples == 0 { 1 } else { rows.count() / samples };
+        let per = rows.count().checked_div(samples).unwrap_or(1);
         Plan { rows, samples, per, scale: self.weight / per as f64 }
     }
 

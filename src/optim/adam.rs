@@ -162,16 +162,16 @@ impl Rule {
         let c = F::from_f64;
         let (b1, b2, c1, c2) = (c(self.beta1), c(self.beta2), c(1.0 - self.beta1), c(1.0 - self.beta2));
         let (decay, rate, v_scale, eps) = (c(self.decay), c(self.rate), c(self.v_scale), c(self.eps));
-        let run = |(((w, m), v), g): (((&mut [F], &mut [F]), &mut [F]), &[F])| {
+        const CHUNK: usize = 16 << 10;
+        let chunks = w.par_chunks_mut(CHUNK).zip(m.par_chunks_mut(CHUNK)).zip(v.par_chunks_mut(CHUNK)).zip(g.par_chunks(CHUNK));
+        chunks.for_each(|(((w, m), v), g)| {
             for (((w, m), v), &g) in w.iter_mut().zip(m).zip(v).zip(g) {
                 let g = self.prepare.apply(g, *w);
                 *m = b1 * *m + c1 * g;
                 *v = b2 * *v + c2 * g * g;
                 *w = decay * *w - rate * *m / ((*v).sqrt() * v_scale + eps);
             }
-        };
-        const CHUNK: usize = 16 << 10;
-        w.par_chunks_mut(CHUNK).zip(m.par_chunks_mut(CHUNK)).zip(v.par_chunks_mut(CHUNK)).zip(g.par_chunks(CHUNK)).for_each(run);
+        });
     }
 
     fn launch(&self, w: &mut Array, master: Option<&mut Array>, grad: &Array, [m, v]: [&mut Array; 2]) -> Result<()> {

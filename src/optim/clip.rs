@@ -48,7 +48,7 @@ pub fn clip_grad_norm(params: &[Tensor], max_norm: f64) -> Result<Tensor> {
 
 /// The norm of all arrays as a scalar on their device.
 fn global_norm(arrays: &[Array], max_norm: f64) -> Result<Array> {
-    if !(max_norm > 0.0) {
+    if max_norm.is_nan() || max_norm <= 0.0 {
         return Err(Error::invalid(OP, format!("the largest norm is {max_norm}, it has to be positive")));
     }
     let Some(first) = arrays.first() else { return Err(Error::invalid(OP, "there are no arrays")) };

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{Convention, Optimizer, Prepare, State, Step, check, state};
+use super::{Convention, Optimizer, Prepare, State, Step, check, state, wide};
 use crate::{
     Array, Error, Result,
     cpu::parallel,
@@ -142,7 +142,7 @@ impl Rule {
                 let step = if self.lr_inside { -lr * g } else { g };
                 *m = mu * *m + step;
                 let go = if self.nesterov { mu * *m + step } else { *m };
-                *w = *w + if self.lr_inside { go } else { -lr * go };
+                *w += if self.lr_inside { go } else { -lr * go };
             }
         };
         const CHUNK: usize = 16 << 10;
@@ -166,7 +166,7 @@ impl Rule {
 
 /// A kernel of `optim.cu` with its first two arguments: what is updated in f32 at least, and its half-precision copy.
 pub(super) fn start(kernel: &'static str, w: &Array, master: Option<&Array>) -> Result<Launch, Error> {
-    let launch = Launch::new(w, "optim.cu", kernel, &[("scalar_t", w.dtype().into()), ("norm_t", w.dtype().into())])?;
+    let launch = Launch::new(w, "optim.cu", kernel, &[("scalar_t", w.dtype().into()), ("norm_t", wide(w.dtype()).into())])?;
     Ok(match master {
         Some(master) => launch.array(master).array(w),
         None => launch.array(w).optional(None),

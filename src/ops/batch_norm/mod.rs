@@ -179,7 +179,7 @@ impl Array {
 }
 
 impl Tensor {
-    /// Batch normalization over axis 1 with the batch's own statistics: y, and off the tape's usual way the mean and the biased
+    /// Batch normalization over axis 1 with the batch's own statistics: y, and for running statistics the mean and the biased
     /// variance per channel. See [`BatchNorm`].
     ///
     /// ```
