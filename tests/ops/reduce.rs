@@ -31,7 +31,7 @@ const AXES: &[(&[usize], &[isize])] = &[
 /// Distinct values, at least 0.01 apart, in no order.
 fn distinct(shape: &[usize]) -> Result<Array> {
     let n: usize = shape.iter().product();
-    let step = if n % 7 == 0 { 11 } else { 7 };
+    let step = if n.is_multiple_of(7) { 11 } else { 7 };
     Array::from_vec((0..n).map(|i| ((i * step + 3) % n.max(1)) as f64 * 0.01 - 0.5).collect(), shape, &cpu())
 }
 
