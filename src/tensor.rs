@@ -274,6 +274,11 @@ impl Tensor {
         Ok(v.grad.clone())
     }
 
+    /// Lets `f` change the gradient in place, if a backward pass has brought one.
+    pub(crate) fn update_grad(&self, f: impl FnOnce(&mut Array) -> Result<()>) -> Result<()> {
+        self.variable()?.grad.as_mut().map_or(Ok(()), f)
+    }
+
     fn variable(&self) -> Result<MutexGuard<'_, Variable>> {
         let v = self
             .0

@@ -1,4 +1,5 @@
 //! Building blocks of the CPU's fast path: recycled buffers, gemm, convolution, pooling, normalization on slices.
 
+pub(crate) mod batch_norm;
 pub mod buffers;
 pub(crate) mod parallel;

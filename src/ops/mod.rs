@@ -1,17 +1,29 @@
 //! The operations: one file for each family with its formulas, reference loops, launches, gradients and [`crate::Tensor`] methods.
 
+mod batch_norm;
 mod concat;
 pub(crate) mod create;
+mod dropout;
 mod index;
 pub(crate) mod layout;
+mod pair_loss;
+mod random_fill;
+mod rows;
 mod shape_ops;
 mod slice;
+mod softmax;
+mod softmax_cross_entropy;
 mod unary;
 
+pub use batch_norm::{BatchNorm, BatchNormInference};
 pub use concat::{Concat, Split};
+pub use dropout::Dropout;
 pub use index::{OneHot, Pick, Take};
+pub use pair_loss::{PairLoss, PairLossKind};
 pub use shape_ops::{BroadcastTo, Permute, Reshape};
 pub use slice::{Pad, Slice, SliceAssign, Span};
+pub use softmax::Softmax;
+pub use softmax_cross_entropy::SoftmaxCrossEntropy;
 pub use unary::{Unary, UnaryKind};
 
 /// Every type in this folder with an `impl Op for`, by name: what the gradient check and the parity test have to cover.

@@ -5,7 +5,11 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod batch_norm;
+mod dropout;
+mod losses;
 mod shapes;
+mod softmax;
 mod unary;
 
 use std::{collections::BTreeSet, sync::Arc};
@@ -70,7 +74,11 @@ impl Case {
 /// The whole table.
 fn cases() -> Vec<Case> {
     let mut all = Vec::new();
+    all.extend(batch_norm::cases().unwrap());
+    all.extend(dropout::cases().unwrap());
+    all.extend(losses::cases().unwrap());
     all.extend(shapes::cases().unwrap());
+    all.extend(softmax::cases().unwrap());
     all.extend(unary::cases().unwrap());
     all
 }

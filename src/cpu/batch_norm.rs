@@ -1,0 +1,235 @@
+//! Batch normalisation over (n, c, inner): statistics per channel, in f32 data with f64 sums.
+//!
+//! Sums are taken of differences from a sample of the channel, so one pass over the data suffices and a mean of 1000 costs no
+//! digits; the rare channel whose sample was far off (measured in its own standard deviations) makes the pass run again with the
+//! mean just found.
+
+use rayon::prelude::*;
+
+/// At most this many partial sums per channel.
+const PARTS: usize = 32;
+/// Elements per task of the second passes.
+const PIECE: usize = 1 << 14;
+/// A sample this many standard deviations from the mean costs about that many decimal digits squared; beyond it the sums are
+/// taken again.
+const FAR: f64 = 8.0;
+
+/// The shape of a normalised array.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NormShape {
+    pub(crate) n: usize,
+    pub(crate) c: usize,
+    /// Pixels per channel; 1 for dense layers.
+    pub(crate) inner: usize,
+}
+
+impl NormShape {
+    fn is_empty(&self) -> bool {
+        self.n * self.c * self.inner == 0
+    }
+
+    /// Elements of a channel.
+    pub(crate) fn count(&self) -> usize {
+        self.n * self.inner
+    }
+
+    /// Planes per task.
+    fn planes(&self) -> usize {
+        (PIECE / self.inner.max(1)).max(1)
+    }
+}
+
+/// What the forward pass in training finds per channel: mean and biased variance.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Moments {
+    pub(crate) mean: Vec<f32>,
+    pub(crate) var: Vec<f32>,
+}
+
+/// Sums K quantities per channel: `run(elements of an image, sums)`, in parts that depend on the shape only.
+fn channel_sums<const K: usize>(s: &NormShape, run: impl Fn(std::ops::Range<usize>, &mut [[f64; K]]) + Sync) -> Vec<[f64; K]> {
+    let image = s.c * s.inner;
+    let mut total = vec![[0.0; K]; s.c];
+    if s.is_empty() {
+        return total;
+    }
+    let per_part = s.n.div_ceil(PARTS).max((PIECE / image).max(1));
+    let parts: Vec<Vec<[f64; K]>> = (0..s.n.div_ceil(per_part))
+        .into_par_iter()
+        .map(|part| {
+            let mut sums = vec![[0.0; K]; s.c];
+            for n in part * per_part..((part + 1) * per_part).min(s.n) {
+                run(n * image..(n + 1) * image, &mut sums);
+            }
+            sums
+        })
+        .collect();
+    for part in parts {
+        for (t, p) in total.iter_mut().zip(part) {
+            for k in 0..K {
+                t[k] += p[k];
+            }
+        }
+    }
+    total
+}
+
+const LANES: usize = 16;
+/// Elements whose sum may stay in f32 lanes.
+const BLOCK: usize = 2048;
+
+/// Folds `f` over blocks of a run: K sums in 16 f32 lanes each, flushed to f64 after every block.
+#[inline(always)]
+fn lane_sums<const K: usize, const I: usize>(inputs: [&[f32]; I], f: impl Fn([f32; I]) -> [f32; K], out: &mut [f64; K]) {
+    let len = inputs[0].len();
+    for start in (0..len).step_by(BLOCK) {
+        let end = (start + BLOCK).min(len);
+        let mut lanes = [[0.0f32; LANES]; K];
+        let mut at = start;
+        while at < end {
+            let width = LANES.min(end - at);
+            let values = inputs.map(|x| &x[at..at + width]);
+            // A whole group of lanes in a loop of known length becomes vector instructions.
+            let mut add = |l: usize| {
+                let terms = f(std::array::from_fn(|i| values[i][l]));
+                for k in 0..K {
+                    lanes[k][l] += terms[k];
+                }
+            };
+            if width == LANES {
+                (0..LANES).for_each(&mut add)
+            } else {
+                (0..width).for_each(&mut add)
+            }
+            at += width;
+        }
+        for k in 0..K {
+            out[k] += f64::from(fold_lanes(lanes[k]));
+        }
+    }
+}
+
+/// The sum of 16 lanes, by halves.
+#[inline(always)]
+fn fold_lanes(lanes: [f32; LANES]) -> f32 {
+    let eight: [f32; 8] = std::array::from_fn(|i| lanes[i] + lanes[i + 8]);
+    let four: [f32; 4] = std::array::from_fn(|i| eight[i] + eight[i + 4]);
+    (four[0] + four[2]) + (four[1] + four[3])
+}
+
+/// Sums of x - shift and of its square.
+fn shifted_sums(x: &[f32], shift: &[f32], s: &NormShape) -> Vec<[f64; 2]> {
+    channel_sums(s, |range, sums| {
+        let image = &x[range];
+        if s.inner == 1 {
+            for ((sum, &v), &shift) in sums.iter_mut().zip(image).zip(shift) {
+                let d = f64::from(v - shift);
+                *sum = [sum[0] + d, sum[1] + d * d];
+            }
+            return;
+        }
+        for ((plane, sum), &shift) in image.chunks_exact(s.inner).zip(sums).zip(shift) {
+            lane_sums([plane], |[v]| [v - shift, (v - shift) * (v - shift)], sum);
+        }
+    })
+}
+
+/// Normalises with the statistics of the batch: y = (x - mean) / sqrt(var + eps) * gamma + beta. Lengths fit `s`; it has elements.
+pub(crate) fn batch_norm_forward(x: &[f32], gamma: &[f32], beta: &[f32], eps: f64, y: &mut [f32], s: &NormShape) -> Moments {
+    let count = s.count() as f64;
+    let sample = |c: usize| {
+        let mut sum = [0.0];
+        lane_sums([&x[c * s.inner..(c + 1) * s.inner]], |[v]| [v], &mut sum);
+        (sum[0] / s.inner as f64) as f32
+    };
+    let mut shift: Vec<f32> = (0..s.c).map(sample).collect();
+    let mut sums = shifted_sums(x, &shift, s);
+    let moments = |sum: &[f64; 2]| {
+        let (offset, square) = (sum[0] / count, sum[1] / count);
+        let var = square - offset * offset;
+        // Not f64::max, which would turn NaN into 0.
+        (offset, if var < 0.0 { 0.0 } else { var })
+    };
+    let far = |sum: &[f64; 2]| {
+        let (offset, var) = moments(sum);
+        offset * offset > FAR * FAR * var && offset != 0.0
+    };
+    if sums.iter().any(far) {
+        for (shift, sum) in shift.iter_mut().zip(&sums) {
+            *shift = (f64::from(*shift) + moments(sum).0) as f32;
+        }
+        sums = shifted_sums(x, &shift, s);
+    }
+    let mut found = Moments::default();
+    // y = (x - shift) * scale + bias: x - shift is exact or nearly so, whatever the mean.
+    let mut affine = Vec::with_capacity(s.c);
+    for c in 0..s.c {
+        let (offset, var) = moments(&sums[c]);
+        let scale = f64::from(gamma[c]) / (var + eps).sqrt();
+        affine.push([shift[c], scale as f32, (f64::from(beta[c]) - offset * scale) as f32]);
+        found.mean.push((f64::from(shift[c]) + offset) as f32);
+        found.var.push(var as f32);
+    }
+    apply(x, &affine, y, s);
+    found
+}
+
+/// Normalises with given statistics.
+pub(crate) fn batch_norm_inference(x: &[f32], [gamma, beta, mean, var]: [&[f32]; 4], eps: f64, y: &mut [f32], s: &NormShape) {
+    let scale = |c: usize| (f64::from(gamma[c]) / (f64::from(var[c]) + eps).sqrt()) as f32;
+    let affine: Vec<[f32; 3]> = (0..s.c).map(|c| [mean[c], scale(c), beta[c]]).collect();
+    apply(x, &affine, y, s);
+}
+
+/// y = (x - a) * b + c with [a, b, c] per channel.
+fn apply(x: &[f32], affine: &[[f32; 3]], y: &mut [f32], s: &NormShape) {
+    if s.is_empty() {
+        return;
+    }
+    let piece = s.planes() * s.inner;
+    y.par_chunks_mut(piece).zip(x.par_chunks(piece)).enumerate().for_each(|(i, (y, x))| {
+        let mut channel = i * s.planes() % s.c;
+        for (y, x) in y.chunks_exact_mut(s.inner).zip(x.chunks_exact(s.inner)) {
+            let [a, b, c] = affine[channel];
+            for (y, x) in y.iter_mut().zip(x) {
+                *y = (x - a) * b + c;
+            }
+            channel = if channel + 1 == s.c { 0 } else { channel + 1 };
+        }
+    });
+}
+
+/// Sums of dy, of dy * (x - mean) and of x - mean per channel.
+pub(crate) fn products(x: &[f32], dy: &[f32], mean: &[f32], s: &NormShape) -> Vec<[f64; 3]> {
+    channel_sums(s, |range, sums| {
+        let (x, dy) = (&x[range.clone()], &dy[range]);
+        if s.inner == 1 {
+            for (((sum, &x), &dy), &mean) in sums.iter_mut().zip(x).zip(dy).zip(mean) {
+                let (d, dy) = (f64::from(x - mean), f64::from(dy));
+                *sum = [sum[0] + dy, sum[1] + dy * d, sum[2] + d];
+            }
+            return;
+        }
+        for (((x, dy), sum), &mean) in x.chunks_exact(s.inner).zip(dy.chunks_exact(s.inner)).zip(sums).zip(mean) {
+            lane_sums([x, dy], |[x, dy]| [dy, dy * (x - mean), x - mean], sum);
+        }
+    })
+}
+
+/// dx = dy * a + (x - mean) * b + c with [mean, a, b, c] per channel.
+pub(crate) fn combine(x: &[f32], dy: &[f32], affine: &[[f32; 4]], dx: &mut [f32], s: &NormShape) {
+    if s.is_empty() {
+        return;
+    }
+    let piece = s.planes() * s.inner;
+    dx.par_chunks_mut(piece).zip(x.par_chunks(piece)).zip(dy.par_chunks(piece)).enumerate().for_each(|(i, ((dx, x), dy))| {
+        let mut channel = i * s.planes() % s.c;
+        for ((dx, x), dy) in dx.chunks_exact_mut(s.inner).zip(x.chunks_exact(s.inner)).zip(dy.chunks_exact(s.inner)) {
+            let [mean, a, b, c] = affine[channel];
+            for ((dx, x), dy) in dx.iter_mut().zip(x).zip(dy) {
+                *dx = dy * a + ((x - mean) * b + c);
+            }
+            channel = if channel + 1 == s.c { 0 } else { channel + 1 };
+        }
+    });
+}

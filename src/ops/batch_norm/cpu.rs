@@ -1,0 +1,140 @@
+//! Batch normalization on the CPU: plain loops in f64, the fast path of `cpu/batch_norm.rs` in f32.
+
+use crate::{
+    Array, DType, Layout, Result,
+    cpu::{
+        batch_norm::{self as fast, NormShape},
+        buffers::Buffer,
+    },
+};
+
+const OP: &str = "batch_norm";
+
+/// The sum over each channel of f(memory index, channel).
+fn sums(s: &NormShape, f: impl Fn(usize, usize) -> f64) -> Vec<f64> {
+    let mut out = vec![0.0; s.c];
+    for plane in 0..s.n * s.c {
+        for i in 0..s.inner {
+            out[plane % s.c] += f(plane * s.inner + i, plane % s.c);
+        }
+    }
+    out
+}
+
+/// An array like `x` of f(memory index, channel), x row-major.
+fn fill(x: &Array, s: &NormShape, f: impl Fn(usize, usize) -> f64) -> Array {
+    let mut out = Buffer::<f64>::stale(x.len());
+    for (plane, out) in out.chunks_mut(s.inner.max(1)).enumerate() {
+        for (i, out) in out.iter_mut().enumerate() {
+            *out = f(plane * s.inner + i, plane % s.c);
+        }
+    }
+    Array::from_real(out, x.shape(), x.dtype())
+}
+
+fn per_channel(v: Vec<f64>, dtype: DType) -> Array {
+    let shape = [v.len()];
+    Array::from_real(Buffer::from_vec(v), &shape, dtype)
+}
+
+/// [y, mean, var]
+pub(super) fn forward(x: &Array, gamma: &Array, beta: &Array, eps: f64, s: &NormShape) -> Result<[Array; 3]> {
+    let (layout, x) = (x.layout(), x.to_layout(Layout::RowMajor)?);
+    if x.dtype() == DType::F64 {
+        let m = s.count() as f64;
+        let (x_, gamma, beta) = (x.real::<f64>(OP)?, gamma.real::<f64>(OP)?, beta.real::<f64>(OP)?);
+        let mean: Vec<f64> = sums(s, |i, _| x_[i]).into_iter().map(|sum| sum / m).collect();
+        let var: Vec<f64> = sums(s, |i, c| (x_[i] - mean[c]).powi(2)).into_iter().map(|sum| sum / m).collect();
+        let y = fill(&x, s, |i, c| gamma[c] * (x_[i] - mean[c]) / (var[c] + eps).sqrt() + beta[c]);
+        return Ok([y.to_layout(layout)?, per_channel(mean, DType::F64), per_channel(var, DType::F64)]);
+    }
+    let (x_, gamma, beta) = (x.real::<f32>(OP)?, gamma.real::<f32>(OP)?, beta.real::<f32>(OP)?);
+    let mut y = Buffer::<f32>::stale(x.len());
+    let found = fast::batch_norm_forward(&x_, &gamma, &beta, eps, &mut y, s);
+    let row = |v: Vec<f32>| Array::from_real(Buffer::from_vec(v), &[s.c], DType::F32);
+    let y = Array::from_real(y, x.shape(), x.dtype()).to_layout(layout)?;
+    Ok([y, row(found.mean), row(found.var)])
+}
+
+/// y from given [γ, β, μ, σ²]
+pub(super) fn inference(x: &Array, [gamma, beta, mean, var]: [&Array; 4], eps: f64, s: &NormShape) -> Result<Array> {
+    let (layout, x) = (x.layout(), x.to_layout(Layout::RowMajor)?);
+    if x.dtype() == DType::F64 {
+        let (x_, gamma, beta) = (x.real::<f64>(OP)?, gamma.real::<f64>(OP)?, beta.real::<f64>(OP)?);
+        let (mean, var) = (mean.real::<f64>(OP)?, var.real::<f64>(OP)?);
+        return fill(&x, s, |i, c| gamma[c] * (x_[i] - mean[c]) / (var[c] + eps).sqrt() + beta[c]).to_layout(layout);
+    }
+    let mut y = Buffer::<f32>::stale(x.len());
+    let (gamma, beta) = (gamma.real::<f32>(OP)?, beta.real::<f32>(OP)?);
+    let (mean, var) = (mean.real::<f32>(OP)?, var.real::<f32>(OP)?);
+    fast::batch_norm_inference(&x.real::<f32>(OP)?, [&gamma, &beta, &mean, &var], eps, &mut y, s);
+    Array::from_real(y, x.shape(), x.dtype()).to_layout(layout)
+}
+
+/// [dx, dγ, dβ, dμ, dσ²] from [x, γ, μ, σ²] and dy; in training `statistics` are the gradients of the outputs μ and σ² and the
+/// last two results are of no use.
+pub(super) fn backward(
+    [x, gamma, mean, var]: [&Array; 4],
+    dy: &Array,
+    statistics: Option<(&Array, &Array)>,
+    eps: f64,
+    s: &NormShape,
+) -> Result<[Option<Array>; 5]> {
+    let (layout, param, stat) = (x.layout(), gamma.dtype(), mean.dtype());
+    let (x, dy) = (x.to_layout(Layout::RowMajor)?, dy.to_layout(Layout::RowMajor)?);
+    let m = s.count() as f64;
+    let (gamma, mean, var) = (gamma.to_f64_vec()?, mean.to_f64_vec()?, var.to_f64_vec()?);
+    let statistics = match statistics {
+        Some((dmean, dvar)) => Some((dmean.to_f64_vec()?, dvar.to_f64_vec()?)),
+        None => None,
+    };
+    // S1 = Σ dy, S2 = Σ dy·(x − μ), and by how much μ was rounded.
+    let (s1, s2, drift) = if x.dtype() == DType::F64 {
+        let (x, dy) = (x.real::<f64>(OP)?, dy.real::<f64>(OP)?);
+        (sums(s, |i, _| dy[i]), sums(s, |i, c| dy[i] * (x[i] - mean[c])), vec![0.0; s.c])
+    } else {
+        let mean: Vec<f32> = mean.iter().map(|&m| m as f32).collect();
+        let sums = fast::products(&x.real::<f32>(OP)?, &dy.real::<f32>(OP)?, &mean, s);
+        // A given mean is exact by definition.
+        let drift = |p: &[f64; 3]| if statistics.is_some() { p[2] / m } else { 0.0 };
+        (
+            sums.iter().map(|p| p[0]).collect(),
+            sums.iter().map(|p| p[1] - drift(p) * p[0]).collect(),
+            sums.iter().map(drift).collect::<Vec<f64>>(),
+        )
+    };
+    let (mut dgamma, mut dmean, mut dvar) = (vec![0.0; s.c], vec![0.0; s.c], vec![0.0; s.c]);
+    let mut affine = vec![[0.0; 4]; s.c];
+    for c in 0..s.c {
+        let inv = 1.0 / (var[c] + eps).sqrt();
+        let a = gamma[c] * inv;
+        dgamma[c] = s2[c] * inv;
+        (dmean[c], dvar[c]) = (-a * s1[c], -0.5 * a * inv * inv * s2[c]);
+        affine[c] = match &statistics {
+            Some((dmean, dvar)) => {
+                let b = (2.0 * dvar[c] - a * inv * inv * s2[c]) / m;
+                [mean[c], a, b, (dmean[c] - a * s1[c]) / m - b * drift[c]]
+            }
+            None => [mean[c], a, 0.0, 0.0],
+        };
+    }
+    let dx = if x.dtype() == DType::F64 {
+        let (x_, dy) = (x.real::<f64>(OP)?, dy.real::<f64>(OP)?);
+        fill(&x, s, |i, k| {
+            let [mean, a, b, c] = affine[k];
+            a * dy[i] + b * (x_[i] - mean) + c
+        })
+    } else {
+        let affine: Vec<[f32; 4]> = affine.iter().map(|a| a.map(|v| v as f32)).collect();
+        let mut dx = Buffer::<f32>::stale(x.len());
+        fast::combine(&x.real::<f32>(OP)?, &dy.real::<f32>(OP)?, &affine, &mut dx, s);
+        Array::from_real(dx, x.shape(), x.dtype())
+    };
+    Ok([
+        Some(dx.to_layout(layout)?),
+        Some(per_channel(dgamma, param)),
+        Some(per_channel(s1, param)),
+        Some(per_channel(dmean, stat)),
+        Some(per_channel(dvar, stat)),
+    ])
+}

@@ -1,0 +1,124 @@
+//! Optimizers: in-place updates of parameters from their gradients.
+//!
+//! Each keeps its state (momentum, moments, step counts) by the parameter's index, on the parameter's device, in f32 at least.
+//! A half-precision parameter gets a master copy in f32, which is what is updated; the parameter itself is its rounding.
+//!
+//! ```
+//! use hadal::{Array, cpu, optim::{Optimizer, Sgd, Step}};
+//! let mut w = Array::from_vec(vec![1f32, 2.], &[2], &cpu())?;
+//! let g = Array::from_vec(vec![10f32, 20.], &[2], &cpu())?;
+//! let mut sgd = Sgd::new(0.1);
+//! // The gradient is that of a sum over 2 samples.
+//! sgd.update(0, &mut w, &g, &Step { rescale: 0.5, ..Step::default() })?;
+//! assert_eq!(w.to_vec::<f32>()?, [0.5, 1.0]);
+//! # Ok::<(), hadal::Error>(())
+//! ```
+
+mod adam;
+mod clip;
+mod sgd;
+mod state;
+
+pub use adam::Adam;
+pub use clip::{clip_global_norm, clip_grad_norm};
+pub use sgd::Sgd;
+
+use crate::{Array, DType, Error, Result};
+use state::State;
+
+/// Whose formulas; the results differ.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Convention {
+    /// SGD: the learning rate inside the momentum. Adam: ε beside the square root of the uncorrected v.
+    #[default]
+    MxNet,
+    /// SGD: the learning rate outside of the momentum. Adam: ε beside the square root of the corrected v.
+    PyTorch,
+}
+
+/// What an update is told about this step and this parameter.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Step {
+    /// A factor on the gradient, such as 1 / batch size.
+    pub rescale: f64,
+    /// A factor on the learning rate for this parameter.
+    pub lr_mult: f64,
+    /// A factor on the weight decay for this parameter (0 for biases and batch-norm, often).
+    pub wd_mult: f64,
+}
+
+impl Default for Step {
+    fn default() -> Self {
+        Step { rescale: 1.0, lr_mult: 1.0, wd_mult: 1.0 }
+    }
+}
+
+/// A rule that updates parameters, each under an index of its own.
+pub trait Optimizer: Send {
+    /// Updates parameter `index`, in place, from its gradient.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] or [`Error::DType`] when parameter, gradient and state do not fit together.
+    fn update(&mut self, index: usize, w: &mut Array, grad: &Array, step: &Step) -> Result<()>;
+
+    /// The learning rate.
+    fn learning_rate(&self) -> f64;
+
+    /// Changes the learning rate from the next update on.
+    fn set_learning_rate(&mut self, lr: f64);
+
+    /// The whole state as named arrays: `<index>.<name>`, such as `3.mom`, and `<index>.t` (i64) for the updates so far.
+    fn state(&self) -> Result<Vec<(String, Array)>>;
+
+    /// Replaces the state by one from [`Optimizer::state`]; arrays move to their parameter's device at its next update.
+    ///
+    /// # Errors
+    /// [`Error::Data`] for a name that this optimizer does not write.
+    fn load_state(&mut self, arrays: &[(String, Array)]) -> Result<()>;
+}
+
+/// What all rules share: g = clip(rescale·grad) + wd·w.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+struct Prepare {
+    rescale: f64,
+    /// Negative for none.
+    clip: f64,
+    wd: f64,
+}
+
+impl Prepare {
+    /// g for one element.
+    fn apply<F: crate::dtype::Real>(&self, grad: F, w: F) -> F {
+        let (mut g, clip) = (F::from_f64(self.rescale) * grad, F::from_f64(self.clip));
+        if clip >= F::ZERO {
+            g = if g > clip {
+                clip
+            } else if g < -clip {
+                -clip
+            } else {
+                g
+            };
+        }
+        g + F::from_f64(self.wd) * w
+    }
+}
+
+/// Errs unless `w` can be updated from `grad`.
+fn check(op: &'static str, w: &Array, grad: &Array) -> Result<()> {
+    if !w.dtype().is_float() {
+        return Err(Error::DType { op, dtype: w.dtype(), hint: "parameters need a float type" });
+    }
+    if grad.dtype() != w.dtype() {
+        return Err(Error::DType { op, dtype: grad.dtype(), hint: "a gradient has its parameter's dtype" });
+    }
+    if grad.shape() != w.shape() {
+        return Err(Error::shape(op, "a gradient has its parameter's shape", &[w.shape(), grad.shape()]));
+    }
+    w.context().same(op, &grad.context())
+}
+
+/// The dtype of states.
+fn wide(dtype: DType) -> DType {
+    if dtype == DType::F64 { DType::F64 } else { DType::F32 }
+}

@@ -1,0 +1,174 @@
+//! Stochastic gradient descent with momentum.
+
+use rayon::prelude::*;
+
+use super::{Convention, Optimizer, Prepare, State, Step, check, state};
+use crate::{
+    Array, Error, Result,
+    cpu::parallel,
+    cuda::Launch,
+    dtype::{Real, real_type},
+};
+
+/// SGD: g = clip(rescale·grad) + wd·w; w ← w − lr·g, or with momentum μ
+///
+/// - in MXNet's convention m ← μ·m − lr·g; w ← w + m (Nesterov: w + μ·m − lr·g),
+/// - in PyTorch's m ← μ·m + g; w ← w − lr·m (Nesterov: w − lr·(g + μ·m)).
+///
+/// They differ when the learning rate changes.
+///
+/// ```
+/// use hadal::{Array, cpu, optim::{Optimizer, Sgd, Step}};
+/// let mut w = Array::from_vec(vec![1f64], &[1], &cpu())?;
+/// let g = Array::from_vec(vec![1f64], &[1], &cpu())?;
+/// let mut sgd = Sgd::new(0.5).momentum(0.5);
+/// sgd.update(0, &mut w, &g, &Step::default())?; // m = −0.5
+/// sgd.update(0, &mut w, &g, &Step::default())?; // m = −0.75
+/// assert_eq!(w.item()?, -0.25);
+/// # Ok::<(), hadal::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Sgd {
+    lr: f64,
+    momentum: f64,
+    weight_decay: f64,
+    clip_gradient: Option<f64>,
+    nesterov: bool,
+    convention: Convention,
+    state: State,
+}
+
+/// The numbers of one update.
+#[derive(Clone, Copy, Debug)]
+struct Rule {
+    prepare: Prepare,
+    lr: f64,
+    momentum: f64,
+    lr_inside: bool,
+    nesterov: bool,
+}
+
+impl Sgd {
+    /// With this learning rate; no momentum, no weight decay, MXNet's convention.
+    pub fn new(lr: f64) -> Self {
+        let state = State::new(&["mom"]);
+        Sgd { lr, momentum: 0.0, weight_decay: 0.0, clip_gradient: None, nesterov: false, convention: Convention::MxNet, state }
+    }
+
+    /// The momentum μ; 0 keeps no state.
+    pub fn momentum(mut self, momentum: f64) -> Self {
+        self.momentum = momentum;
+        self
+    }
+
+    /// The weight decay wd, added to the gradient as wd·w.
+    pub fn weight_decay(mut self, wd: f64) -> Self {
+        self.weight_decay = wd;
+        self
+    }
+
+    /// Limits each element of the rescaled gradient to ±`limit`, before weight decay.
+    pub fn clip_gradient(mut self, limit: f64) -> Self {
+        self.clip_gradient = Some(limit);
+        self
+    }
+
+    /// Nesterov's momentum.
+    pub fn nesterov(mut self, on: bool) -> Self {
+        self.nesterov = on;
+        self
+    }
+
+    /// Where the learning rate stands.
+    pub fn convention(mut self, convention: Convention) -> Self {
+        self.convention = convention;
+        self
+    }
+}
+
+impl Optimizer for Sgd {
+    fn update(&mut self, index: usize, w: &mut Array, grad: &Array, step: &Step) -> Result<()> {
+        check("sgd", w, grad)?;
+        let prepare =
+            Prepare { rescale: step.rescale, clip: self.clip_gradient.unwrap_or(-1.0), wd: self.weight_decay * step.wd_mult };
+        let lr_inside = self.convention == Convention::MxNet;
+        let rule = Rule { prepare, lr: self.lr * step.lr_mult, momentum: self.momentum, lr_inside, nesterov: self.nesterov };
+        let slots = self.state.slots("sgd", index, w, usize::from(self.momentum != 0.0))?;
+        let grad = grad.to_layout(w.layout())?;
+        let momentum = slots.arrays.into_iter().next();
+        if w.context().is_gpu() {
+            return rule.launch(w, slots.master, &grad, momentum);
+        }
+        state::on_master(w, slots.master, |w| {
+            real_type!("sgd", w.dtype(), F => {
+                let g = grad.real::<F>("sgd")?;
+                match momentum {
+                    None => rule.plain::<F>(w.as_mut_slice()?, &g),
+                    Some(m) => rule.with_momentum::<F>(w.as_mut_slice()?, &g, m.as_mut_slice()?),
+                }
+                Ok(())
+            })
+        })
+    }
+
+    fn learning_rate(&self) -> f64 {
+        self.lr
+    }
+
+    fn set_learning_rate(&mut self, lr: f64) {
+        self.lr = lr;
+    }
+
+    fn state(&self) -> Result<Vec<(String, Array)>> {
+        self.state.save()
+    }
+
+    fn load_state(&mut self, arrays: &[(String, Array)]) -> Result<()> {
+        self.state.load(arrays)
+    }
+}
+
+impl Rule {
+    fn plain<F: Real>(&self, w: &mut [F], g: &[F]) {
+        let lr = F::from_f64(self.lr);
+        parallel::zip_assign(w, g, |w, g| *w = *w - lr * self.prepare.apply(g, *w));
+    }
+
+    fn with_momentum<F: Real>(&self, w: &mut [F], g: &[F], m: &mut [F]) {
+        let (lr, mu) = (F::from_f64(self.lr), F::from_f64(self.momentum));
+        let run = |((w, m), g): ((&mut [F], &mut [F]), &[F])| {
+            for ((w, m), &g) in w.iter_mut().zip(m).zip(g) {
+                let g = self.prepare.apply(g, *w);
+                let step = if self.lr_inside { -lr * g } else { g };
+                *m = mu * *m + step;
+                let go = if self.nesterov { mu * *m + step } else { *m };
+                *w = *w + if self.lr_inside { go } else { -lr * go };
+            }
+        };
+        const CHUNK: usize = 16 << 10;
+        w.par_chunks_mut(CHUNK).zip(m.par_chunks_mut(CHUNK)).zip(g.par_chunks(CHUNK)).for_each(run);
+    }
+
+    fn launch(&self, w: &mut Array, master: Option<&mut Array>, grad: &Array, momentum: Option<&mut Array>) -> Result<()> {
+        w.make_unique()?;
+        let (kernel, n) = (if momentum.is_some() { "sgd_momentum" } else { "sgd" }, w.len());
+        let mut launch = start(kernel, w, master.as_deref())?.array(grad);
+        if let Some(m) = &momentum {
+            launch = launch.array(m);
+        }
+        launch = launch.value(self.prepare).value(self.lr);
+        if momentum.is_some() {
+            launch = launch.value(self.momentum).value(i32::from(self.lr_inside)).value(i32::from(self.nesterov));
+        }
+        launch.value(n as i64).run_1d(n)
+    }
+}
+
+/// A kernel of `optim.cu` with its first two arguments: what is updated in f32 at least, and its half-precision copy.
+pub(super) fn start(kernel: &'static str, w: &Array, master: Option<&Array>) -> Result<Launch, Error> {
+    let launch = Launch::new(w, "optim.cu", kernel, &[("scalar_t", w.dtype().into()), ("norm_t", w.dtype().into())])?;
+    Ok(match master {
+        Some(master) => launch.array(master).array(w),
+        None => launch.array(w).optional(None),
+    })
+}
