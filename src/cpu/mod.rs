@@ -2,4 +2,9 @@
 
 pub(crate) mod batch_norm;
 pub mod buffers;
+pub(crate) mod conv;
+pub(crate) mod elementwise;
+pub(crate) mod gemm;
 pub(crate) mod parallel;
+pub(crate) mod pooling;
+pub(crate) mod simd;

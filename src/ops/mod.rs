@@ -2,11 +2,17 @@
 
 mod batch_norm;
 mod concat;
+mod conv2d;
 pub(crate) mod create;
+mod dense;
 mod dropout;
 mod index;
 pub(crate) mod layout;
+mod matmul;
+mod operands;
 mod pair_loss;
+mod pool;
+mod product;
 mod random_fill;
 mod rows;
 mod shape_ops;
@@ -14,17 +20,23 @@ mod slice;
 mod softmax;
 mod softmax_cross_entropy;
 mod unary;
+mod window;
 
 pub use batch_norm::{BatchNorm, BatchNormInference};
 pub use concat::{Concat, Split};
+pub use conv2d::{Conv2d, Conv2dOptions};
+pub use dense::Dense;
 pub use dropout::Dropout;
 pub use index::{OneHot, Pick, Take};
+pub use matmul::MatMul;
 pub use pair_loss::{PairLoss, PairLossKind};
+pub use pool::{AvgPool2d, GlobalAvgPool2d, MaxPool2d, PoolOptions};
 pub use shape_ops::{BroadcastTo, Permute, Reshape};
 pub use slice::{Pad, Slice, SliceAssign, Span};
 pub use softmax::Softmax;
 pub use softmax_cross_entropy::SoftmaxCrossEntropy;
 pub use unary::{Unary, UnaryKind};
+pub use window::{Padding, Pair};
 
 /// Every type in this folder with an `impl Op for`, by name: what the gradient check and the parity test have to cover.
 pub const OP_TYPES: &[&str] = include!(concat!(env!("OUT_DIR"), "/op_types.rs"));

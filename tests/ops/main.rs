@@ -6,8 +6,11 @@
 mod common;
 
 mod batch_norm;
+mod conv2d;
 mod dropout;
 mod losses;
+mod matmul;
+mod pool;
 mod shapes;
 mod softmax;
 mod unary;
@@ -75,8 +78,11 @@ impl Case {
 fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     all.extend(batch_norm::cases().unwrap());
+    all.extend(conv2d::cases().unwrap());
     all.extend(dropout::cases().unwrap());
     all.extend(losses::cases().unwrap());
+    all.extend(matmul::cases().unwrap());
+    all.extend(pool::cases().unwrap());
     all.extend(shapes::cases().unwrap());
     all.extend(softmax::cases().unwrap());
     all.extend(unary::cases().unwrap());

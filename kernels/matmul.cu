@@ -1,0 +1,55 @@
+// y[o] = sum over r of a[o, r] b[o, r] (+ bias): matrix products over batches, with an optional second batch that is summed.
+// Transposes are strides; a batch axis that is stretched has stride 0. Dense layers and all gradients are the same product.
+#include "parts.cuh"
+#include "tile.cuh"
+
+struct Product {
+  i64 m, n, k;
+  i64 a_m, a_k, b_k, b_n;       // element strides of a (m, k) and b (k, n)
+  i64 outer, inner;             // products side by side (o) and summed (r)
+  i64 outer_rank, inner_rank;
+  i64 chunk;                    // steps along k for each part
+};
+
+// The rows of a, or the columns of b.
+struct Lines {
+  const scalar_t* data;
+  i64 count, stride, k_stride;
+  bool k_fast;
+  struct Row {
+    const scalar_t* at;  // null outside
+  };
+  typedef i64 Step;
+  __device__ __forceinline__ Row row(i64 r) const { return Row{r < count ? data + r * stride : (const scalar_t*)0}; }
+  __device__ __forceinline__ Step step(i64 k) const { return k * k_stride; }
+  __device__ __forceinline__ acc_t at(Row row, Step step) const { return row.at ? load(row.at + step) : (acc_t)0; }
+};
+
+// grid (tiles of m and n, parts of k, outer); y (outer, m, n), bias (n) or null.
+// With `parts` not null the sums go there instead, (part, outer, m, n), for sum_parts.
+extern "C" __global__ void __launch_bounds__(TILE_THREADS)
+    matmul(scalar_t* __restrict__ y, acc_t* __restrict__ parts, const scalar_t* __restrict__ a,
+           const scalar_t* __restrict__ b, const scalar_t* __restrict__ bias, Product s, Index outer_a, Index outer_b,
+           Index inner_a, Index inner_b) {
+  __shared__ Panel pa, pb;
+  i64 across = tiles(s.n), m0 = blockIdx.x / across * TILE, n0 = blockIdx.x % across * TILE;
+  i64 begin = blockIdx.y * s.chunk, end = begin + s.chunk < s.k ? begin + s.chunk : s.k;
+  for (i64 o = blockIdx.z; o < s.outer; o += gridDim.z) {
+    acc_t sum[4][4] = {};
+    for (i64 r = 0; r < s.inner; ++r) {
+      const scalar_t* own_a = a + offset_of(o, outer_a, (int)s.outer_rank) + offset_of(r, inner_a, (int)s.inner_rank);
+      const scalar_t* own_b = b + offset_of(o, outer_b, (int)s.outer_rank) + offset_of(r, inner_b, (int)s.inner_rank);
+      Lines rows = {own_a, s.m, s.a_m, s.a_k, s.a_k <= s.a_m}, cols = {own_b, s.n, s.b_n, s.b_k, s.b_k <= s.b_n};
+      tile_product(sum, rows, m0, cols, n0, begin, end, pa, pb);
+    }
+    for (int i = 0; i < 4; ++i) {
+      for (int j = 0; j < 4; ++j) {
+        i64 row = m0 + tile_row(i), col = n0 + tile_col(j);
+        if (row >= s.m || col >= s.n) continue;
+        i64 at = (o * s.m + row) * s.n + col;
+        if (parts) parts[blockIdx.y * s.outer * s.m * s.n + at] = sum[i][j];
+        else store(y + at, bias ? (acc_t)(sum[i][j] + load(bias + col)) : sum[i][j]);
+      }
+    }
+  }
+}

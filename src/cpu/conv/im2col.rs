@@ -1,0 +1,291 @@
+//! Convolution as a matrix product over unrolled patches.
+//!
+//! A chunk of a few images is unrolled into a matrix `col` of (c / groups * kh * kw) rows and (images * output pixels) columns that stays in the cache, and one
+//! product per group does the arithmetic. Chunks depend on the shape only, so results do not depend on the number of threads.
+
+use super::ConvShape;
+use crate::cpu::buffers::Buffer;
+use crate::cpu::gemm::{Mat, MatMut, Threads, gemm};
+use rayon::prelude::*;
+
+/// Enough columns for the product to run at full speed.
+const COLUMNS: usize = 256;
+/// Upper bound of the unrolled chunk in elements (1 MiB), unless a single image needs more.
+const CHUNK: usize = 1 << 18;
+
+/// The sizes that all three directions share.
+struct Plan {
+    /// Output pixels of one image.
+    p: usize,
+    /// Rows of the unrolled matrix, per group.
+    k: usize,
+    cg: usize,
+    og: usize,
+    /// Images per chunk.
+    images: usize,
+    /// The image itself is the unrolled matrix.
+    pointwise: bool,
+}
+
+impl Plan {
+    fn new(s: &ConvShape) -> Self {
+        let p = s.out_h() * s.out_w();
+        let cg = s.c / s.groups;
+        let k = cg * s.kernel[0] * s.kernel[1];
+        let images = COLUMNS.div_ceil(p).min((CHUNK / (k * p)).max(1)).min(s.n);
+        let pointwise = s.kernel == [1, 1] && s.stride == [1, 1] && s.padding == [0; 4];
+        Self { p, k, cg, og: s.o / s.groups, images, pointwise }
+    }
+}
+
+/// Where a row of outputs reads, along one axis: the outputs `lo..hi` lie inside and start at input index `first`.
+#[derive(Clone, Copy)]
+struct Span {
+    lo: usize,
+    hi: usize,
+    first: usize,
+}
+
+/// For a tap at offset `tap` (already dilated), the outputs whose input index `out * stride + tap - pad` lies in `0..size`.
+fn span(tap: usize, pad: usize, stride: usize, size: usize, out: usize) -> Span {
+    let lo = pad.saturating_sub(tap).div_ceil(stride).min(out);
+    let hi = (size + pad).saturating_sub(tap).div_ceil(stride).clamp(lo, out);
+    Span { lo, hi, first: (lo * stride + tap).saturating_sub(pad) }
+}
+
+/// Unrolls the channels `x` (cg, h, w) of one image into the columns `at..at + p` of `col`, whose rows are `ld` long.
+fn unroll(x: &[f32], s: &ConvShape, col: &mut [f32], ld: usize, at: usize) {
+    let (oh, ow) = (s.out_h(), s.out_w());
+    let taps = s.kernel[0] * s.kernel[1];
+    for (row, line) in col.chunks_mut(ld).enumerate() {
+        let line = &mut line[at..at + oh * ow];
+        let plane = &x[row / taps * s.h * s.w..][..s.h * s.w];
+        let (i, j) = (row % taps / s.kernel[1], row % s.kernel[1]);
+        let v = span(i * s.dilation[0], s.padding[0], s.stride[0], s.h, oh);
+        let u = span(j * s.dilation[1], s.padding[1], s.stride[1], s.w, ow);
+        line[..v.lo * ow].fill(0.0);
+        line[v.hi * ow..].fill(0.0);
+        for (y, out) in (v.lo..v.hi).zip(line[v.lo * ow..v.hi * ow].chunks_exact_mut(ow)) {
+            let source = &plane[(y * s.stride[0] + i * s.dilation[0] - s.padding[0]) * s.w..][..s.w];
+            out[..u.lo].fill(0.0);
+            out[u.hi..].fill(0.0);
+            let out = &mut out[u.lo..u.hi];
+            if out.is_empty() {
+                continue;
+            }
+            let source = &source[u.first..];
+            match s.stride[1] {
+                1 => out.copy_from_slice(&source[..out.len()]),
+                2 => copy_every_second(source, out),
+                step => out.iter_mut().zip(source.iter().step_by(step)).for_each(|(o, v)| *o = *v),
+            }
+        }
+    }
+}
+
+/// out[i] = source[2 * i]; whole pairs first, so that the loop vectorizes.
+fn copy_every_second(source: &[f32], out: &mut [f32]) {
+    let (pairs, rest) = source.as_chunks::<2>();
+    let n = out.len().min(pairs.len());
+    for (o, pair) in out[..n].iter_mut().zip(&pairs[..n]) {
+        *o = pair[0];
+    }
+    if n < out.len() {
+        out[n] = rest[0];
+    }
+}
+
+/// The adjoint of [`unroll`]: adds the columns to the channels `dx` of one image.
+fn roll_add(col: &[f32], ld: usize, at: usize, s: &ConvShape, dx: &mut [f32]) {
+    let (oh, ow) = (s.out_h(), s.out_w());
+    let taps = s.kernel[0] * s.kernel[1];
+    for (row, line) in col.chunks(ld).enumerate() {
+        let line = &line[at..at + oh * ow];
+        let plane = &mut dx[row / taps * s.h * s.w..][..s.h * s.w];
+        let (i, j) = (row % taps / s.kernel[1], row % s.kernel[1]);
+        let v = span(i * s.dilation[0], s.padding[0], s.stride[0], s.h, oh);
+        let u = span(j * s.dilation[1], s.padding[1], s.stride[1], s.w, ow);
+        for (y, from) in (v.lo..v.hi).zip(line[v.lo * ow..v.hi * ow].chunks_exact(ow)) {
+            let from = &from[u.lo..u.hi];
+            if from.is_empty() {
+                continue;
+            }
+            let target = &mut plane[(y * s.stride[0] + i * s.dilation[0] - s.padding[0]) * s.w..][..s.w][u.first..];
+            match s.stride[1] {
+                1 => target.iter_mut().zip(from).for_each(|(t, v)| *t += v),
+                step => target.iter_mut().step_by(step).zip(from).for_each(|(t, v)| *t += v),
+            }
+        }
+    }
+}
+
+/// One chunk with few images must not leave the other threads idle: its products are then split. The result is the same.
+fn inner_threads(chunks: usize) -> Threads {
+    if chunks == 1 { Threads::Pool } else { Threads::One }
+}
+
+pub fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32], s: &ConvShape) {
+    let plan = Plan::new(s);
+    let Plan { p, k, cg, og, images, pointwise } = plan;
+    let image_len = s.c * s.h * s.w;
+    let threads = inner_threads(s.n.div_ceil(images));
+    y.par_chunks_mut(images * s.o * p).enumerate().for_each(|(chunk, y)| {
+        let count = y.len() / (s.o * p);
+        let x = &x[chunk * images * image_len..][..count * image_len];
+        let ld = count * p;
+        // A single image needs neither unrolling (if pointwise) nor a second copy of the result.
+        let direct = count == 1;
+        let mut col = Buffer::<f32>::stale(if direct && pointwise { 0 } else { k * ld });
+        let mut out = Buffer::<f32>::stale(if direct { 0 } else { og * ld });
+        for g in 0..s.groups {
+            let weights = Mat::row_major(&w[g * og * k..], k);
+            let channels = |i: usize| &x[i * image_len + g * cg * s.h * s.w..][..cg * s.h * s.w];
+            if !(direct && pointwise) {
+                for i in 0..count {
+                    unroll(channels(i), s, &mut col, ld, i * p);
+                }
+            }
+            if direct {
+                let patches = if pointwise { channels(0) } else { &col };
+                gemm(
+                    og,
+                    p,
+                    k,
+                    1.0,
+                    weights,
+                    Mat::row_major(patches, p),
+                    0.0,
+                    MatMut::row_major(&mut y[g * og * p..], p),
+                    threads,
+                );
+                if let Some(bias) = bias {
+                    for (line, &b) in y[g * og * p..].chunks_exact_mut(p).zip(&bias[g * og..(g + 1) * og]) {
+                        line.iter_mut().for_each(|v| *v += b);
+                    }
+                }
+                continue;
+            }
+            gemm(og, ld, k, 1.0, weights, Mat::row_major(&col, ld), 0.0, MatMut::row_major(&mut out, ld), threads);
+            for (i, y) in y.chunks_exact_mut(s.o * p).enumerate() {
+                for (o, line) in y[g * og * p..(g + 1) * og * p].chunks_exact_mut(p).enumerate() {
+                    let from = &out[o * ld + i * p..][..p];
+                    match bias {
+                        Some(bias) => line.iter_mut().zip(from).for_each(|(v, f)| *v = f + bias[g * og + o]),
+                        None => line.copy_from_slice(from),
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// Gathers the group's rows of dy of `count` images into (og, count * p).
+fn gather_dy(dy: &[f32], out: &mut [f32], o_all: usize, first: usize, p: usize, ld: usize) {
+    for (o, line) in out.chunks_exact_mut(ld).enumerate() {
+        for (i, part) in line.chunks_exact_mut(p).enumerate() {
+            part.copy_from_slice(&dy[(i * o_all + first + o) * p..][..p]);
+        }
+    }
+}
+
+pub fn backward_data(dy: &[f32], w: &[f32], dx: &mut [f32], s: &ConvShape) {
+    let plan = Plan::new(s);
+    let Plan { p, k, cg, og, images, pointwise } = plan;
+    let image_len = s.c * s.h * s.w;
+    let threads = inner_threads(s.n.div_ceil(images));
+    dx.par_chunks_mut(images * image_len).enumerate().for_each(|(chunk, dx)| {
+        let count = dx.len() / image_len;
+        let dy = &dy[chunk * images * s.o * p..][..count * s.o * p];
+        let ld = count * p;
+        let direct = count == 1;
+        let mut col = Buffer::<f32>::stale(if direct && pointwise { 0 } else { k * ld });
+        let mut rows = Buffer::<f32>::stale(if direct { 0 } else { og * ld });
+        if !pointwise {
+            dx.fill(0.0);
+        }
+        for g in 0..s.groups {
+            let weights = Mat::row_major(&w[g * og * k..], k).t();
+            let rows: &[f32] = if direct {
+                &dy[g * og * p..]
+            } else {
+                gather_dy(dy, &mut rows, s.o, g * og, p, ld);
+                &rows
+            };
+            let plane = cg * s.h * s.w;
+            if direct && pointwise {
+                gemm(k, p, og, 1.0, weights, Mat::row_major(rows, ld), 0.0, MatMut::row_major(&mut dx[g * plane..], p), threads);
+                continue;
+            }
+            gemm(k, ld, og, 1.0, weights, Mat::row_major(rows, ld), 0.0, MatMut::row_major(&mut col, ld), threads);
+            for (i, dx) in dx.chunks_exact_mut(image_len).enumerate() {
+                let dx = &mut dx[g * plane..(g + 1) * plane];
+                if pointwise {
+                    for (line, from) in dx.chunks_exact_mut(p).zip(col.chunks_exact(ld)) {
+                        line.copy_from_slice(&from[i * p..(i + 1) * p]);
+                    }
+                } else {
+                    roll_add(&col, ld, i * p, s, dx);
+                }
+            }
+        }
+    });
+}
+
+/// Partial sums of the weight gradient: at most this many, so that their memory and the final addition stay small.
+const PARTS: usize = 8;
+/// Elements of all partial sums together (32 MiB); large weights get fewer parts.
+const PARTS_LEN: usize = 1 << 23;
+
+pub fn backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvShape) {
+    let plan = Plan::new(s);
+    let Plan { p, k, cg, og, images, .. } = plan;
+    let image_len = s.c * s.h * s.w;
+    let chunks = s.n.div_ceil(images);
+    let parts = PARTS.min((PARTS_LEN / dw.len()).max(2)).min(chunks);
+    let chunks_per_part = chunks.div_ceil(parts);
+    let parts = chunks.div_ceil(chunks_per_part);
+    let threads = inner_threads(parts);
+    let w_len = dw.len();
+    let mut sums = Buffer::<f32>::stale(parts * w_len);
+    sums.par_chunks_mut(w_len).enumerate().for_each(|(part, sum)| {
+        let mut col = Buffer::<f32>::stale(k * images * p);
+        let mut rows = Buffer::<f32>::stale(if images == 1 { 0 } else { og * images * p });
+        for chunk in part * chunks_per_part..((part + 1) * chunks_per_part).min(chunks) {
+            let first = chunk * images;
+            let count = images.min(s.n - first);
+            let ld = count * p;
+            let x = &x[first * image_len..][..count * image_len];
+            let dy = &dy[first * s.o * p..][..count * s.o * p];
+            let beta = if chunk == part * chunks_per_part { 0.0 } else { 1.0 };
+            for g in 0..s.groups {
+                for i in 0..count {
+                    unroll(&x[i * image_len + g * cg * s.h * s.w..][..cg * s.h * s.w], s, &mut col[..k * ld], ld, i * p);
+                }
+                let rows: &[f32] = if count == 1 {
+                    &dy[g * og * p..]
+                } else {
+                    gather_dy(dy, &mut rows[..og * ld], s.o, g * og, p, ld);
+                    &rows
+                };
+                let patches = Mat::row_major(&col[..k * ld], ld).t();
+                let dw = MatMut::row_major(&mut sum[g * og * k..(g + 1) * og * k], k);
+                gemm(og, k, ld, 1.0, Mat::row_major(rows, ld), patches, beta, dw, threads);
+            }
+        }
+    });
+    add_parts(&sums, dw);
+}
+
+/// dw = the sum of the parts, in order.
+pub(super) fn add_parts(sums: &[f32], dw: &mut [f32]) {
+    const PIECE: usize = 1 << 12;
+    let w_len = dw.len();
+    dw.par_chunks_mut(PIECE).enumerate().for_each(|(piece, dw)| {
+        dw.copy_from_slice(&sums[piece * PIECE..][..dw.len()]);
+        for part in sums.chunks_exact(w_len).skip(1) {
+            for (d, v) in dw.iter_mut().zip(&part[piece * PIECE..]) {
+                *d += v;
+            }
+        }
+    });
+}

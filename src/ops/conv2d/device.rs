@@ -1,0 +1,130 @@
+//! Convolution on the GPU: launches of `kernels/conv2d.cu`, for either layout of x and y.
+
+use super::output;
+use crate::{
+    Array, Error, Layout, Result,
+    cpu::conv::ConvShape,
+    cuda::{Define, Launch},
+    ops::product::{column_sums, computed_in, split, sum_parts},
+    shape::strides,
+};
+
+const FILE: &str = "conv2d.cu";
+/// Rows and columns of a tile.
+const TILE: usize = 64;
+
+/// The `Conv` of `conv2d.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Sizes {
+    extents: [i32; 7],
+    window: [i32; 9],
+    x: [i64; 4],
+    y: [i64; 4],
+    filter: [i64; 4],
+}
+
+impl Sizes {
+    /// For x and y in `layout` and `w` with its own strides.
+    fn new(op: &'static str, s: &ConvShape, layout: Layout, w: &[usize]) -> Result<Self> {
+        let [n, o, oh, ow] = output(s);
+        let (shape_x, shape_y) = ([n, s.c, s.h, s.w], [n, o, oh, ow]);
+        let too_large = |_| Error::shape(op, "an extent is too large for the GPU", &[&shape_x, &shape_y]);
+        let int = |v: usize| i32::try_from(v).map_err(too_large);
+        // Taps are counted in 32 bits.
+        int(s.kernel[0].saturating_mul(s.kernel[1]).saturating_mul(s.c.max(o)))?;
+        let mut window = [0; 9];
+        let attributes = [s.kernel, s.stride, [s.padding[0], s.padding[1]], s.dilation].concat();
+        for (to, v) in window.iter_mut().zip(attributes.into_iter().chain([s.groups])) {
+            *to = int(v)?;
+        }
+        let mut extents = [0; 7];
+        for (to, v) in extents.iter_mut().zip([n, s.c, s.h, s.w, o, oh, ow]) {
+            *to = int(v)?;
+        }
+        let four = |shape: &[usize], strides: Vec<usize>| match strides[..] {
+            [a, b, c, d] => Ok([a as i64, b as i64, c as i64, d as i64]),
+            _ => Err(Error::shape(op, "4 dimensions are needed", &[shape])),
+        };
+        Ok(Sizes {
+            extents,
+            window,
+            x: four(&shape_x, strides(&shape_x, layout))?,
+            y: four(&shape_y, strides(&shape_y, layout))?,
+            filter: four(&shape_x, w.to_vec())?,
+        })
+    }
+}
+
+fn defines(y: &Array, layout: Layout) -> [(&'static str, Define); 2] {
+    [("scalar_t", y.dtype().into()), ("CHANNELS_LAST", Define::Int(i64::from(layout == Layout::ChannelsLast)))]
+}
+
+/// The grid for `rows` x `cols` elements in each of `groups`.
+fn grid(op: &'static str, rows: usize, cols: usize, parts: usize, groups: usize) -> Result<[u32; 3]> {
+    let tiles = rows.div_ceil(TILE).checked_mul(cols.div_ceil(TILE)).filter(|&t| t <= i32::MAX as usize);
+    let tiles = tiles.ok_or_else(|| Error::invalid(op, format!("too many tiles for one launch: {rows} by {cols} elements")))?;
+    // More groups than the grid takes are looped over.
+    Ok([tiles as u32, parts as u32, groups.min(65535) as u32])
+}
+
+pub(super) fn forward(op: &'static str, x: &Array, w: &Array, b: Option<&Array>, s: &ConvShape) -> Result<Array> {
+    let (layout, shape) = (x.layout(), output(s));
+    let y = Array::uninit(&shape, x.dtype(), layout, &x.context())?;
+    let launch = Launch::new(&y, FILE, "conv2d_fwd", &defines(&y, layout))?;
+    let launch = launch.array(&y).array(x).array(w).optional(b).value(Sizes::new(op, s, layout, &w.strides())?);
+    launch.run(grid(op, s.n * shape[2] * shape[3], s.o / s.groups, 1, s.groups)?, [256, 1, 1], 0)?;
+    Ok(y)
+}
+
+pub(super) fn backward_data(op: &'static str, dy: &Array, w: &Array, s: &ConvShape) -> Result<Array> {
+    let layout = dy.layout();
+    let dx = Array::uninit(&[s.n, s.c, s.h, s.w], dy.dtype(), layout, &dy.context())?;
+    let launch = Launch::new(&dx, FILE, "conv2d_bwd_data", &defines(&dx, layout))?;
+    let launch = launch.array(&dx).array(dy).array(w).value(Sizes::new(op, s, layout, &w.strides())?);
+    launch.run(grid(op, s.n * s.h * s.w, s.c / s.groups, 1, s.groups)?, [256, 1, 1], 0)?;
+    Ok(dx)
+}
+
+pub(super) fn backward_weight(op: &'static str, dy: &Array, x: &Array, s: &ConvShape) -> Result<Array> {
+    let layout = x.layout();
+    let dy = dy.to_layout(layout)?;
+    let shape = [s.o, s.c / s.groups, s.kernel[0], s.kernel[1]];
+    let dw = Array::uninit(&shape, dy.dtype(), Layout::RowMajor, &dy.context())?;
+    let (og, taps) = (s.o / s.groups, shape[1] * shape[2] * shape[3]);
+    let tiles = og.div_ceil(TILE).saturating_mul(taps.div_ceil(TILE)).saturating_mul(s.groups);
+    let (parts, chunk) = split(s.n * s.out_h() * s.out_w(), tiles);
+    let sums = match parts {
+        1 => None,
+        _ => Some(Array::uninit(&[parts, dw.len()], computed_in(dw.dtype()), Layout::RowMajor, &dw.context())?),
+    };
+    let define = defines(&dw, layout);
+    let launch = Launch::new(&dw, FILE, "conv2d_bwd_weight", &define)?.array(&dw).optional(sums.as_ref()).array(&dy).array(x);
+    let launch = launch.value(Sizes::new(op, s, layout, &strides(&shape, Layout::RowMajor))?).value(chunk as i64);
+    launch.run(grid(op, og, taps, parts, s.groups)?, [256, 1, 1], 0)?;
+    if let Some(sums) = sums {
+        sum_parts(&dw, &sums, None, parts, 1, FILE, &define)?;
+    }
+    Ok(dw)
+}
+
+pub(super) fn backward_bias(op: &'static str, dy: &Array, s: &ConvShape) -> Result<Array> {
+    let [n, o, oh, ow] = output(s);
+    let (plane, pixels, define) = (oh * ow, n * oh * ow, defines(dy, dy.layout()));
+    if dy.layout() == Layout::ChannelsLast {
+        return column_sums(op, dy, pixels, o, FILE, &define);
+    }
+    let db = Array::uninit(&[o], dy.dtype(), Layout::RowMajor, &dy.context())?;
+    let (parts, chunk) = split(pixels, o);
+    let sums = Array::uninit(&[parts, o], computed_in(dy.dtype()), Layout::RowMajor, &dy.context())?;
+    Launch::new(&db, FILE, "plane_sums", &define)?
+        .array(&sums)
+        .array(dy)
+        .value(o as i64)
+        .value(plane as i64)
+        .value(pixels as i64)
+        .value(chunk as i64)
+        .run([o as u32, parts as u32, 1], [256, 1, 1], 0)?;
+    sum_parts(&db, &sums, None, parts, 1, FILE, &define)?;
+    Ok(db)
+}

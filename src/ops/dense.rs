@@ -1,0 +1,124 @@
+//! The fully connected layer as one op: y = x wᵀ + b.
+
+use super::{
+    matmul::leading,
+    operands::{only, same_float},
+    product::{Product, View, column_sums},
+};
+use crate::{
+    Array, Error, Layout, Result, Tensor,
+    autograd::{Op, Saved, apply1},
+    shape::Display,
+};
+
+/// y = x wᵀ + b for x (…, in), w (units, in) and, if given, b (units); y is (…, units).
+///
+/// dx = dy · w, dw = dyᵀ · x and db = the sum of dy over all axes but the last.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Dense;
+
+impl Dense {
+    /// Rows, inputs and units.
+    fn extents(&self, x: &[usize], w: &[usize], b: Option<&[usize]>) -> Result<[usize; 3]> {
+        let shapes: Vec<&[usize]> = [x, w].into_iter().chain(b).collect();
+        let fail = |reason: String| Err(Error::shape(self.name(), reason, &shapes));
+        let &[units, inputs] = w else { return fail("a weight of 2 dimensions (units, inputs) is needed".into()) };
+        let Some(&last) = x.last() else { return fail("an input with at least 1 dimension is needed".into()) };
+        if last != inputs {
+            return fail(format!(
+                "expects weight {} for input {}: input has {last} columns, weight takes {inputs}",
+                Display(w),
+                Display(x)
+            ));
+        }
+        if b.is_some_and(|b| b != [units]) {
+            return fail(format!("the bias needs {units} elements, one for each unit"));
+        }
+        Ok([leading(x), inputs, units])
+    }
+}
+
+/// left · right for two single matrices.
+fn single(m: usize, n: usize, k: usize, a: View, b: View) -> Product {
+    Product { m, n, k, a, b, outer: Vec::new(), inner: Vec::new() }
+}
+
+impl Op for Dense {
+    fn name(&self) -> &'static str {
+        "dense"
+    }
+
+    fn forward(&self, x: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
+        let (x, w, b) = match *x {
+            [x, w] => (x, w, None),
+            [x, w, b] => (x, w, Some(b)),
+            _ => return Err(Error::invalid(self.name(), "two or three inputs are needed: x, w and perhaps b")),
+        };
+        same_float(self.name(), &[&[x, w][..], b.as_slice()].concat())?;
+        let [rows, inputs, units] = self.extents(x.shape(), w.shape(), b.map(Array::shape))?;
+        let x = x.to_layout(Layout::RowMajor)?;
+        let mut shape = x.shape().to_vec();
+        if let Some(last) = shape.last_mut() {
+            *last = units;
+        }
+        let product = single(rows, units, inputs, View::matrix(inputs, 1), View::matrix(1, inputs));
+        let y = product.run(self.name(), &x, w, b, &shape)?;
+        if saved.needs(0) {
+            saved.keep(w);
+        }
+        if saved.needs(1) {
+            saved.keep(&x);
+        }
+        Ok(vec![y])
+    }
+
+    fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
+        let [rows, inputs, units] = self.extents(saved.shape(0), saved.shape(1), None)?;
+        let mut shape = saved.shape(0).to_vec();
+        if let Some(last) = shape.last_mut() {
+            *last = units;
+        }
+        let dy = only(self.name(), dy, &shape)?.to_layout(Layout::RowMajor)?;
+        let run = |p: Product, a: &Array, b: &Array, shape: &[usize]| p.run(self.name(), a, b, None, shape).map(Some);
+        let dx = if saved.needs(0) {
+            let product = single(rows, inputs, units, View::matrix(units, 1), View::matrix(inputs, 1));
+            run(product, &dy, saved.get(0)?, saved.shape(0))?
+        } else {
+            None
+        };
+        let dw = if saved.needs(1) {
+            let product = single(units, inputs, rows, View::matrix(1, units), View::matrix(inputs, 1));
+            run(product, &dy, saved.get(usize::from(saved.needs(0)))?, saved.shape(1))?
+        } else {
+            None
+        };
+        let mut grads = vec![dx, dw];
+        if saved.inputs() == 3 {
+            let db = || column_sums(self.name(), &dy, rows, units, "matmul.cu", &[("scalar_t", dy.dtype().into())]);
+            grads.push(if saved.needs(2) { Some(db()?) } else { None });
+        }
+        Ok(grads)
+    }
+}
+
+impl Tensor {
+    /// y = x wᵀ + b: a fully connected layer on the last axis, with w (units, in) and b (units).
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the last axis of x is not w's second, or b has another length than w's first.
+    ///
+    /// ```
+    /// use hadal::{Tensor, cpu};
+    /// let x = Tensor::from_vec(vec![1f32, 2.], &[1, 2], &cpu())?;
+    /// let w = Tensor::from_vec(vec![1f32, 0., 0., 1., 1., 1.], &[3, 2], &cpu())?;
+    /// let b = Tensor::full(&[3], 0.5, &cpu())?;
+    /// assert_eq!(x.dense(&w, Some(&b))?.to_vec()?, [1.5, 2.5, 3.5]);
+    /// # Ok::<(), hadal::Error>(())
+    /// ```
+    pub fn dense(&self, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
+        match b {
+            Some(b) => apply1(Dense, &[self, w, b]),
+            None => apply1(Dense, &[self, w]),
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! The mean of whole planes.
+
+use crate::{
+    Array, Context, Error, Layout, Result, Tensor,
+    autograd::{Op, Saved, apply1},
+    cpu::{buffers::Buffer, parallel},
+    cuda::Launch,
+    dtype::{Element, real_type},
+    ops::operands::{only, same_float},
+};
+
+/// y\[n, c, 0, 0\] = the mean of x\[n, c\]; (N, C, H, W) → (N, C, 1, 1). dx = dy / (H·W).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct GlobalAvgPool2d;
+
+impl GlobalAvgPool2d {
+    /// Images, channels and the elements of a plane.
+    fn extents(&self, x: &[usize]) -> Result<[usize; 3]> {
+        match *x {
+            [n, c, h, w] if h > 0 && w > 0 => Ok([n, c, h * w]),
+            _ => Err(Error::shape(self.name(), "an input (N, C, H, W) with non-empty planes is needed", &[x])),
+        }
+    }
+}
+
+impl Op for GlobalAvgPool2d {
+    fn name(&self) -> &'static str {
+        "global_avg_pool2d"
+    }
+
+    fn forward(&self, x: &[&Array], _saved: &mut Saved) -> Result<Vec<Array>> {
+        let dtype = same_float(self.name(), x)?;
+        let [x] = x else { return Err(Error::invalid(self.name(), "one input is needed")) };
+        let [n, c, size] = self.extents(x.shape())?;
+        let shape = [n, c, 1, 1];
+        if let Context::Gpu(_) = x.context() {
+            // One element per plane: memory order is the same in both layouts.
+            let y = Array::uninit(&shape, dtype, x.layout(), &x.context())?;
+            let define = [("scalar_t", dtype.into())];
+            if x.layout() == Layout::ChannelsLast {
+                let launch = Launch::new(&y, "pool.cu", "global_avg_columns", &define)?.array(&y).array(x);
+                launch.value((n * c) as i64).value(size as i64).value(c as i64).run_1d(n * c)?;
+            } else {
+                let launch = Launch::new(&y, "pool.cu", "global_avg_rows", &define)?.array(&y).array(x);
+                let blocks = (n * c).div_ceil(8).min(65535) as u32;
+                launch.value((n * c) as i64).value(size as i64).run([blocks, 1, 1], [256, 1, 1], 0)?;
+            }
+            return Ok(vec![y]);
+        }
+        let rows = x.to_layout(Layout::RowMajor)?;
+        let y = real_type!(self.name(), dtype, F => {
+            let rows = rows.real::<F>(self.name())?;
+            let mut y = Buffer::<F>::stale(n * c);
+            // In double precision, which costs nothing beside the reading.
+            let mean = |plane: &[F]| plane.iter().map(|v| v.to_f64()).sum::<f64>() / size as f64;
+            let run = |i: usize, y: &mut [F]| y.iter_mut().for_each(|y| *y = F::from_f64(mean(&rows[i * size..][..size])));
+            parallel::rows(&mut y, 1, run);
+            Ok(Array::from_real(y, &shape, dtype))
+        })?;
+        Ok(vec![y.to_layout(x.layout())?])
+    }
+
+    fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
+        let [n, c, size] = self.extents(saved.shape(0))?;
+        let dy = only(self.name(), dy, &[n, c, 1, 1])?;
+        let dtype = dy.dtype();
+        if let Context::Gpu(_) = dy.context() {
+            let dx = Array::uninit(saved.shape(0), dtype, dy.layout(), &dy.context())?;
+            let channels = if dy.layout() == Layout::ChannelsLast { c } else { 1 };
+            let define = [("scalar_t", dtype.into())];
+            let launch = Launch::new(&dx, "pool.cu", "global_avg_bwd", &define)?.array(&dx).array(dy);
+            launch.value(dx.len() as i64).value(size as i64).value(channels as i64).run_1d(dx.len())?;
+            return Ok(vec![Some(dx)]);
+        }
+        let dx = real_type!(self.name(), dtype, F => {
+            // In either layout dy is (N, C) in memory.
+            let dy = dy.real::<F>(self.name())?;
+            let mut dx = Buffer::<F>::stale(n * c * size);
+            parallel::rows(&mut dx, size, |i, dx| dx.fill(dy[i] / F::from_f64(size as f64)));
+            Ok(Array::from_real(dx, saved.shape(0), dtype))
+        })?;
+        Ok(vec![Some(dx.to_layout(dy.layout())?)])
+    }
+}
+
+impl Tensor {
+    /// The mean of each plane; (N, C, H, W) → (N, C, 1, 1) (Lin et al. 2013, the end of NiN, GoogLeNet and ResNet).
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when the input is not 4-D or its planes are empty.
+    ///
+    /// ```
+    /// use hadal::{Tensor, cpu};
+    /// let x = Tensor::arange(0.0, 8.0, 1.0, &cpu())?.array().reshape(&[1, 2, 2, 2])?;
+    /// assert_eq!(Tensor::new(x).global_avg_pool2d()?.to_vec()?, [1.5, 5.5]);
+    /// # Ok::<(), hadal::Error>(())
+    /// ```
+    pub fn global_avg_pool2d(&self) -> Result<Tensor> {
+        apply1(GlobalAvgPool2d, &[self])
+    }
+}

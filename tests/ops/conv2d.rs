@@ -1,0 +1,146 @@
+//! Convolution.
+
+use hadal::{
+    Array, DType, Layout, Result, Tensor, autograd,
+    check::random,
+    cpu,
+    ops::{Conv2d, Conv2dOptions},
+};
+
+use crate::Case;
+
+fn counting(start: f64, shape: &[usize]) -> Tensor {
+    let n = shape.iter().product::<usize>() as f64;
+    Tensor::new(Tensor::arange(start, start + n, 1.0, &cpu()).unwrap().array().reshape(shape).unwrap())
+}
+
+pub fn cases() -> Result<Vec<Case>> {
+    let mut all = Vec::new();
+    let mut add = |x: [usize; 4], w: [usize; 4], o: Conv2dOptions, bias: bool, smooth: bool| -> Result<()> {
+        let mut inputs = vec![random(&x, 1)?, random(&w, 2)?];
+        inputs.extend(if bias { Some(random(&w[..1], 3)?) } else { None });
+        let case = Case::new(Conv2d(o), inputs).both_layouts();
+        all.push(if smooth { case } else { case.rough() });
+        Ok(())
+    };
+    let o = Conv2dOptions::new;
+    // The book's: 3x3 on 8x8, the same with stride 2, and a window of (3, 5).
+    add([1, 1, 8, 8], [1, 1, 3, 3], o().padding(1), true, true)?;
+    add([1, 1, 8, 8], [1, 1, 3, 3], o().padding(1).stride(2), true, true)?;
+    add([1, 1, 8, 8], [1, 1, 3, 5], o().padding([0, 1]).stride([3, 4]), true, true)?;
+    // Odd sizes and channels.
+    add([1, 1, 1, 1], [1, 1, 1, 1], o(), true, true)?;
+    add([2, 3, 5, 4], [5, 3, 1, 1], o(), false, true)?;
+    add([2, 3, 5, 6], [2, 3, 1, 1], o().stride(2), true, true)?;
+    add([2, 3, 6, 5], [4, 3, 2, 3], o(), false, true)?;
+    // Asymmetric padding, padding beyond the filter, stride beyond the filter.
+    add([1, 2, 5, 4], [3, 2, 3, 2], o().padding([0, 1, 2, 0]).stride([1, 2]), true, true)?;
+    add([1, 2, 3, 4], [2, 2, 2, 3], o().padding([4, 5]).stride([1, 2]), true, true)?;
+    add([2, 1, 8, 8], [3, 1, 2, 2], o().stride(3), true, true)?;
+    // A filter larger than the input but for its padding; one output.
+    add([1, 2, 2, 2], [3, 2, 5, 5], o().padding(2), true, true)?;
+    add([2, 2, 3, 3], [2, 2, 3, 3], o(), true, true)?;
+    // Dilation.
+    add([1, 2, 7, 6], [2, 2, 3, 2], o().dilation([2, 3]).padding([1, 0]).stride([2, 1]), true, true)?;
+    // Groups, depthwise, depthwise with a multiplier.
+    add([2, 4, 4, 5], [6, 2, 3, 3], o().groups(2).padding(1), true, true)?;
+    add([2, 5, 6, 5], [5, 1, 3, 3], o().groups(5).padding(1).stride(2), true, true)?;
+    add([1, 3, 5, 5], [6, 1, 3, 2], o().groups(3).dilation([1, 2]), false, true)?;
+    // No image; no channel in or out.
+    add([0, 2, 4, 4], [3, 2, 3, 3], o(), true, true)?;
+    add([2, 0, 4, 4], [3, 0, 3, 3], o(), true, true)?;
+    add([2, 2, 4, 4], [0, 2, 3, 3], o(), true, true)?;
+    // The first layers of LeNet, ResNet and AlexNet with few channels, and enough channels for every fast path.
+    add([2, 1, 28, 28], [6, 1, 5, 5], o().padding(2), true, false)?;
+    add([1, 3, 24, 23], [5, 3, 7, 7], o().padding(3).stride(2), true, false)?;
+    add([1, 2, 35, 35], [4, 2, 11, 11], o().stride(4), true, false)?;
+    add([2, 17, 9, 7], [19, 17, 3, 3], o().padding(1), true, false)?;
+    add([3, 16, 3, 3], [32, 16, 3, 3], o().padding(1), true, false)?;
+    add([1, 66, 5, 6], [70, 66, 1, 1], o(), true, false)?;
+    add([2, 32, 7, 7], [16, 32, 3, 3], o().padding(1).stride(2), false, false)?;
+    // Many output pixels and few weights: the weight gradient is cut into parts.
+    add([3, 2, 33, 32], [3, 2, 3, 3], o().padding(1), true, false)?;
+    Ok(all)
+}
+
+/// The book's corr2d: 0…8 with 0…3, its two-channel and its many-filter versions.
+#[test]
+fn the_book_s_values() -> Result<()> {
+    let o = Conv2dOptions::new();
+    let y = counting(0.0, &[1, 1, 3, 3]).conv2d(&counting(0.0, &[1, 1, 2, 2]), None, o)?;
+    assert_eq!((y.shape(), y.to_vec()?), (vec![1, 1, 2, 2], vec![19., 25., 37., 43.]));
+    let x: Vec<f32> = (0..9).chain(1..10).map(|v| v as f32).collect();
+    let k: Vec<f32> = (0..4).chain(1..5).map(|v| v as f32).collect();
+    let x = Tensor::from_vec(x, &[1, 2, 3, 3], &cpu())?;
+    let y = x.conv2d(&Tensor::from_vec(k.clone(), &[1, 2, 2, 2], &cpu())?, None, o)?;
+    assert_eq!(y.to_vec()?, [56., 72., 104., 120.]);
+    let many: Vec<f32> = (0..3).flat_map(|i| k.iter().map(move |v| v + i as f32)).collect();
+    let y = x.conv2d(&Tensor::from_vec(many, &[3, 2, 2, 2], &cpu())?, None, o)?;
+    assert_eq!(y.to_vec()?, [56., 72., 104., 120., 76., 100., 148., 172., 96., 128., 192., 224.]);
+    // The edge detector on its image of two edges.
+    let edge = |row: [f32; 8]| Tensor::from_vec(row.to_vec(), &[1, 1, 1, 8], &cpu());
+    let y =
+        edge([1., 1., 0., 0., 0., 0., 1., 1.])?.conv2d(&Tensor::from_vec(vec![1f32, -1.], &[1, 1, 1, 2], &cpu())?, None, o)?;
+    assert_eq!(y.to_vec()?, [0., 1., 0., 0., 0., -1., 0.]);
+    // Shapes.
+    let x = Tensor::zeros(&[1, 1, 8, 8], &cpu())?;
+    let shape = |kernel: [usize; 2], o| {
+        Ok::<_, hadal::Error>(x.conv2d(&Tensor::zeros(&[1, 1, kernel[0], kernel[1]], &cpu())?, None, o)?.shape())
+    };
+    assert_eq!(shape([3, 3], o.padding(1))?, [1, 1, 8, 8]);
+    assert_eq!(shape([5, 3], o.padding([2, 1]))?, [1, 1, 8, 8]);
+    assert_eq!(shape([3, 3], o.padding(1).stride(2))?, [1, 1, 4, 4]);
+    assert_eq!(shape([3, 5], o.padding([0, 1]).stride([3, 4]))?, [1, 1, 2, 2]);
+    Ok(())
+}
+
+#[test]
+fn bias_groups_and_layout() -> Result<()> {
+    // Two groups of one channel: each filter sees its own plane; the bias comes once per output.
+    let x = counting(0.0, &[1, 2, 2, 2]);
+    let w = Tensor::from_vec(vec![1f32, 10.], &[2, 1, 1, 1], &cpu())?;
+    let b = Tensor::from_vec(vec![0.5f32, -1.], &[2], &cpu())?;
+    let o = Conv2dOptions::new().groups(2);
+    let want = [0.5, 1.5, 2.5, 3.5, 39., 49., 59., 69.];
+    assert_eq!(x.conv2d(&w, Some(&b), o)?.to_vec()?, want);
+    let last = Tensor::new(x.array().to_layout(Layout::ChannelsLast)?);
+    let y = last.conv2d(&w, Some(&b), o)?;
+    assert_eq!((y.layout(), y.to_vec()?), (Layout::ChannelsLast, want.to_vec()));
+    // Only the bias wants a gradient: nothing else is kept or computed.
+    let b = b.attach_grad();
+    autograd::record(|| x.conv2d(&w, Some(&b), o))?.backward()?;
+    assert_eq!(b.grad()?.to_vec()?, [4., 4.]);
+    // An empty batch has zero gradients, not stale ones.
+    let w = w.attach_grad();
+    autograd::record(|| Tensor::zeros(&[0, 2, 2, 2], &cpu())?.conv2d(&w, None, o))?.backward()?;
+    assert_eq!(w.grad()?.to_vec()?, [0., 0.]);
+    Ok(())
+}
+
+#[test]
+fn mistakes_are_named() {
+    let t = |shape: &[usize]| Tensor::zeros(shape, &cpu()).unwrap();
+    let o = Conv2dOptions::new;
+    let says = |x: &[usize], w: &[usize], o: Conv2dOptions, what: &str| {
+        let message = t(x).conv2d(&t(w), None, o).unwrap_err().to_string();
+        assert!(message.contains(what), "{message:?} does not say {what:?}");
+    };
+    let channels = "conv2d: expects weight (8, 64, 3, 3) for input (2, 32, 6, 6): input has 32 channels, weight takes 64";
+    says(&[2, 32, 6, 6], &[8, 64, 3, 3], o(), channels);
+    says(&[2, 4, 6, 6], &[8, 4, 3, 3], o().groups(2), "2 channels in each of 2 groups");
+    says(&[2, 3, 6, 6], &[8, 1, 3, 3], o().groups(2), "2 groups do not divide 3 input channels and 8 output");
+    says(&[2, 3, 6, 6], &[8, 3, 3, 3], o().groups(0), "0 groups");
+    says(&[2, 3, 6], &[8, 3, 3, 3], o(), "4 dimensions (N, C, H, W)");
+    says(&[2, 3, 6, 6], &[8, 3, 3], o(), "4 dimensions (O, C / groups, kh, kw)");
+    says(&[2, 3, 2, 6], &[8, 3, 3, 3], o(), "a window that spans 3 exceeds the padded input's 2");
+    says(&[2, 3, 6, 6], &[8, 3, 3, 3], o().stride(0), "stride must be positive");
+    says(&[2, 3, 6, 6], &[8, 3, 3, 3], o().dilation(0), "dilation must be positive");
+    says(&[2, 3, 6, 6], &[8, 3, 0, 3], o(), "kernel must be positive");
+    says(&[2, 3, 6, 6], &[8, 3, 3, 3], o().padding(usize::MAX), "too large");
+    says(&[2, 3, 6, 6], &[8, 3, 3, 3], o().padding((1 << 30) - 4), "too many elements");
+    says(&[2, 3, 6, 6], &[8, 3, 3, 3], o().dilation(usize::MAX), "too large");
+    let message = t(&[1, 1, 3, 3]).conv2d(&t(&[2, 1, 3, 3]), Some(&t(&[3])), o()).unwrap_err().to_string();
+    assert!(message.contains("bias needs 2 elements"), "{message}");
+    let half = Tensor::new(Array::zeros(&[1, 1, 3, 3], DType::BF16, &cpu()).unwrap());
+    assert!(t(&[1, 1, 3, 3]).conv2d(&half, None, o()).unwrap_err().to_string().contains("same float type"));
+}
