@@ -130,10 +130,23 @@ macro_rules! element {
 
 element!(f32, F32, |x| x as f32, |x| x as f64);
 element!(f64, F64, |x| x, |x| x);
-element!(f16, F16, f16::from_f64, |x: f16| x.to_f64());
-element!(bf16, BF16, bf16::from_f64, |x: bf16| x.to_f64());
+element!(f16, F16, |x| f16::from_f32(to_odd(x)), |x: f16| x.to_f64());
+element!(bf16, BF16, |x| bf16::from_f32(to_odd(x)), |x: bf16| x.to_f64());
 element!(u8, U8, |x| x as u8, |x| x as f64);
 element!(i64, I64, |x| x as i64, |x| x as f64);
+
+/// An f32 from which rounding to a half gives what rounding `x` itself would: where it is inexact its last bit is 1.
+///
+/// `f16::from_f64` drops the low half of the mantissa before it rounds, so that a value just above a tie seems to be one.
+fn to_odd(x: f64) -> f32 {
+    let f = x as f32;
+    let back = f64::from(f);
+    if back == x || x.is_nan() {
+        return f;
+    }
+    let towards_zero = f.to_bits() - u32::from(back.abs() > x.abs());
+    f32::from_bits(towards_zero | 1)
+}
 
 /// The two types that the CPU computes in: f32 (also for the halves) and f64.
 pub trait Real:
@@ -272,3 +285,23 @@ macro_rules! element_type {
     };
 }
 pub(crate) use element_type;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn halves_round_to_nearest_even() {
+        // 1 + 2⁻¹¹ lies between the f16 neighbours 1 and 1 + 2⁻¹⁰; a hair more has to go up.
+        let (tie, hair) = (1.0 + 2f64.powi(-11), 2f64.powi(-40));
+        assert_eq!(<f16 as Element>::from_f64(tie).to_f64(), 1.0);
+        assert_eq!(<f16 as Element>::from_f64(tie + hair).to_f64(), 1.0 + 2f64.powi(-10));
+        assert_eq!(<f16 as Element>::from_f64(-tie - hair).to_f64(), -1.0 - 2f64.powi(-10));
+        let tie = 1.0 + 2f64.powi(-8);
+        assert_eq!(<bf16 as Element>::from_f64(tie).to_f64(), 1.0);
+        assert_eq!(<bf16 as Element>::from_f64(tie + hair).to_f64(), 1.0 + 2f64.powi(-7));
+        assert!(<f16 as Element>::from_f64(1e300).is_infinite() && <f16 as Element>::from_f64(f64::NAN).is_nan());
+        assert_eq!(<bf16 as Element>::from_f64(-1e300).to_f64(), f64::NEG_INFINITY);
+        assert_eq!(<f16 as Element>::from_f64(65519.99).to_f64(), 65504.0);
+    }
+}

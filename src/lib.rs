@@ -8,6 +8,7 @@ pub mod check;
 mod context;
 pub mod cpu;
 pub mod cuda;
+mod display;
 mod dtype;
 mod error;
 pub mod loss;

@@ -1,6 +1,10 @@
 //! The operations: one file for each family with its formulas, reference loops, launches, gradients and [`crate::Tensor`] methods.
 
 mod batch_norm;
+pub(crate) mod binary;
+pub(crate) mod binary_scalar;
+pub(crate) mod broadcast;
+pub(crate) mod cast;
 mod concat;
 mod conv2d;
 pub(crate) mod create;
@@ -9,33 +13,43 @@ mod dropout;
 mod index;
 pub(crate) mod layout;
 mod matmul;
+pub(crate) mod number;
 mod operands;
+mod operators;
 mod pair_loss;
 mod pool;
 mod product;
 mod random_fill;
+pub(crate) mod reduce;
 mod rows;
 mod shape_ops;
 mod slice;
 mod softmax;
 mod softmax_cross_entropy;
 mod unary;
+mod where_;
 mod window;
 
 pub use batch_norm::{BatchNorm, BatchNormInference};
+pub use binary::{AddN, Binary, BinaryKind};
+pub use binary_scalar::BinaryScalar;
+pub use cast::Cast;
 pub use concat::{Concat, Split};
 pub use conv2d::{Conv2d, Conv2dOptions};
 pub use dense::Dense;
 pub use dropout::Dropout;
 pub use index::{OneHot, Pick, Take};
 pub use matmul::MatMul;
+pub use operators::Operand;
 pub use pair_loss::{PairLoss, PairLossKind};
 pub use pool::{AvgPool2d, GlobalAvgPool2d, MaxPool2d, PoolOptions};
+pub use reduce::{Arg, ArgKind, Reduce, ReduceKind};
 pub use shape_ops::{BroadcastTo, Permute, Reshape};
 pub use slice::{Pad, Slice, SliceAssign, Span};
 pub use softmax::Softmax;
 pub use softmax_cross_entropy::SoftmaxCrossEntropy;
 pub use unary::{Unary, UnaryKind};
+pub use where_::Where;
 pub use window::{Padding, Pair};
 
 /// Every type in this folder with an `impl Op for`, by name: what the gradient check and the parity test have to cover.

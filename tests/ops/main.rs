@@ -6,11 +6,14 @@
 mod common;
 
 mod batch_norm;
+mod binary;
+mod cast;
 mod conv2d;
 mod dropout;
 mod losses;
 mod matmul;
 mod pool;
+mod reduce;
 mod shapes;
 mod softmax;
 mod unary;
@@ -78,11 +81,14 @@ impl Case {
 fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     all.extend(batch_norm::cases().unwrap());
+    all.extend(binary::cases().unwrap());
+    all.extend(cast::cases().unwrap());
     all.extend(conv2d::cases().unwrap());
     all.extend(dropout::cases().unwrap());
     all.extend(losses::cases().unwrap());
     all.extend(matmul::cases().unwrap());
     all.extend(pool::cases().unwrap());
+    all.extend(reduce::cases().unwrap());
     all.extend(shapes::cases().unwrap());
     all.extend(softmax::cases().unwrap());
     all.extend(unary::cases().unwrap());

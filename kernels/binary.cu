@@ -1,0 +1,109 @@
+// y = f(a, b) with broadcasting, and the gradients before they are summed over stretched axes.
+// One file is compiled for each -DFUNCTION and dtype. Integers wrap around; x / 0 = 0 there.
+#include "broadcast.cuh"
+
+enum { ADD, SUB, MUL, DIV, POWER, MAXIMUM, MINIMUM, EQ, NE, LT, LE, GT, GE };
+
+// Unsigned arithmetic, since signed overflow is undefined.
+typedef unsigned long long u64;
+__device__ __forceinline__ float add_(float a, float b) { return a + b; }
+__device__ __forceinline__ double add_(double a, double b) { return a + b; }
+__device__ __forceinline__ i64 add_(i64 a, i64 b) { return (i64)((u64)a + (u64)b); }
+__device__ __forceinline__ u8 add_(u8 a, u8 b) { return (u8)(a + b); }
+__device__ __forceinline__ float sub_(float a, float b) { return a - b; }
+__device__ __forceinline__ double sub_(double a, double b) { return a - b; }
+__device__ __forceinline__ i64 sub_(i64 a, i64 b) { return (i64)((u64)a - (u64)b); }
+__device__ __forceinline__ u8 sub_(u8 a, u8 b) { return (u8)(a - b); }
+__device__ __forceinline__ float mul_(float a, float b) { return a * b; }
+__device__ __forceinline__ double mul_(double a, double b) { return a * b; }
+__device__ __forceinline__ i64 mul_(i64 a, i64 b) { return (i64)((u64)a * (u64)b); }
+__device__ __forceinline__ u8 mul_(u8 a, u8 b) { return (u8)(a * b); }
+__device__ __forceinline__ float div_(float a, float b) { return a / b; }
+__device__ __forceinline__ double div_(double a, double b) { return a / b; }
+__device__ __forceinline__ i64 div_(i64 a, i64 b) { return b == 0 ? 0 : b == -1 ? sub_((i64)0, a) : a / b; }
+__device__ __forceinline__ u8 div_(u8 a, u8 b) { return b == 0 ? (u8)0 : (u8)(a / b); }
+__device__ __forceinline__ float pow_(float a, float b) { return powf(a, b); }
+__device__ __forceinline__ double pow_(double a, double b) { return pow(a, b); }
+__device__ __forceinline__ i64 pow_(i64, i64) { return 0; }  // refused on the host
+__device__ __forceinline__ u8 pow_(u8, u8) { return 0; }
+__device__ __forceinline__ float log_(float a) { return logf(a); }
+__device__ __forceinline__ double log_(double a) { return log(a); }
+__device__ __forceinline__ acc_t log_or_0(float a) { return (acc_t)log_(a); }
+__device__ __forceinline__ acc_t log_or_0(double a) { return (acc_t)log_(a); }
+__device__ __forceinline__ acc_t log_or_0(i64) { return 0; }
+__device__ __forceinline__ acc_t log_or_0(u8) { return 0; }
+
+// True where the extremum of a and b is a: ties go to a, NaN wins.
+__device__ __forceinline__ bool takes_a(acc_t a, acc_t b) {
+  return (FUNCTION == MAXIMUM ? a >= b : a <= b) || a != a;
+}
+
+__device__ __forceinline__ acc_t value(acc_t a, acc_t b) {
+  switch (FUNCTION) {
+    case ADD: return add_(a, b);
+    case SUB: return sub_(a, b);
+    case MUL: return mul_(a, b);
+    case DIV: return div_(a, b);
+    case POWER: return pow_(a, b);
+    case MAXIMUM:
+    case MINIMUM: return takes_a(a, b) ? a : b;
+    case EQ: return a == b;
+    case NE: return a != b;
+    case LT: return a < b;
+    case LE: return a <= b;
+    case GT: return a > b;
+    default: return a >= b;  // GE
+  }
+}
+
+// dy * df/da (side 0) or dy * df/db (side 1), for the functions whose gradient is not itself one of the above.
+__device__ __forceinline__ acc_t gradient(acc_t dy, acc_t a, acc_t b, int side) {
+  switch (FUNCTION) {
+    case DIV: return side == 0 ? div_(dy, b) : sub_((acc_t)0, mul_(div_(dy, b), div_(a, b)));
+    case POWER:
+      if (side == 0) return b == 0 ? (acc_t)0 : mul_(mul_(dy, b), pow_(a, sub_(b, (acc_t)1)));
+      return a == 0 && (b > 0 || b == 0) ? (acc_t)0 : mul_(mul_(dy, pow_(a, b)), log_or_0(a));
+    default: return takes_a(a, b) == (side == 0) ? dy : (acc_t)0;  // MAXIMUM, MINIMUM
+  }
+}
+
+// y (dense) = f(a, b); w has the strides of a and b
+extern "C" __global__ void binary_fwd(scalar_t* __restrict__ y, const scalar_t* __restrict__ a,
+                                      const scalar_t* __restrict__ b, Walk w, i64 n) {
+  GRID_STRIDE(i, n) {
+    i64 at[2];
+    offsets(i, w, at);
+    store(y + i, value(load(a + at[0]), load(b + at[1])));
+  }
+}
+
+// g (dense, the output's shape) = dy * df/d(side); w has the strides of dy, a and b
+extern "C" __global__ void binary_bwd(scalar_t* __restrict__ g, const scalar_t* __restrict__ dy,
+                                      const scalar_t* __restrict__ a, const scalar_t* __restrict__ b, Walk w, int side,
+                                      i64 n) {
+  GRID_STRIDE(i, n) {
+    i64 at[3];
+    offsets(i, w, at);
+    store(g + i, gradient(load(dy + at[0]), load(a + at[1]), load(b + at[2]), side));
+  }
+}
+
+// y = f(x, s), or f(s, x) when flipped
+extern "C" __global__ void scalar_fwd(scalar_t* __restrict__ y, const scalar_t* __restrict__ x, double s, int flipped,
+                                      i64 n) {
+  acc_t c = (acc_t)s;
+  GRID_STRIDE(i, n) {
+    acc_t v = load(x + i);
+    store(y + i, flipped ? value(c, v) : value(v, c));
+  }
+}
+
+// dx = dy * df/dx for the same; dy and x in one memory order
+extern "C" __global__ void scalar_bwd(scalar_t* __restrict__ dx, const scalar_t* __restrict__ dy,
+                                      const scalar_t* __restrict__ x, double s, int flipped, i64 n) {
+  acc_t c = (acc_t)s;
+  GRID_STRIDE(i, n) {
+    acc_t v = load(x + i), d = load(dy + i);
+    store(dx + i, flipped ? gradient(d, c, v, 1) : gradient(d, v, c, 0));
+  }
+}
