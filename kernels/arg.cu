@@ -1,6 +1,7 @@
 // The largest (or smallest) element over axes and its place. Jobs, slices and offsets as in reduce.cu.
 // The first of equal elements wins; NaN beats all others. Either output may be null; xi, if there, has the places of
 // the elements of x (in a second pass), else the place is r itself.
+// variants: scalar_t=float,double,f16,bf16,u8,i64
 #include "reduce.cuh"
 
 // True when (a, i) comes before (b, j).

@@ -1,6 +1,8 @@
 // Batch normalization over (N, C, inner): y = γ (x - μ) / sqrt(σ² + ε) + β, one mean and variance per channel.
 // `Plane` describes both memory orders: row-major has the channel's elements in N runs of `inner`, channels-last every C-th.
 // Statistics are taken in two passes over chunks that stay in the cache and merged by Chan's formula, always in the same order.
+// variants: scalar_t=float,f16,bf16; param_t=float,f16,bf16; stat_t=float,f16,bf16
+// variants: scalar_t=double; param_t=double; stat_t=double
 #include "common.cuh"
 
 __device__ __forceinline__ float sqrt_(float x) { return sqrtf(x); }

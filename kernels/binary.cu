@@ -1,5 +1,6 @@
 // y = f(a, b) with broadcasting, and the gradients before they are summed over stretched axes.
 // One file is compiled for each -DFUNCTION and dtype. Integers wrap around; x / 0 = 0 there.
+// variants: scalar_t=float,double,f16,bf16,u8,i64; FUNCTION=ADD,SUB,MUL,DIV,POWER,MAXIMUM,MINIMUM,EQ,NE,LT,LE,GT,GE
 #include "broadcast.cuh"
 
 enum { ADD, SUB, MUL, DIV, POWER, MAXIMUM, MINIMUM, EQ, NE, LT, LE, GT, GE };

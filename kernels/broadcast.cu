@@ -1,4 +1,5 @@
 // y = x stretched to another shape.
+// variants: scalar_t=float,double,f16,bf16,u8,i64
 #include "broadcast.cuh"
 
 // y (dense, n elements) [i] = x[offset of i]

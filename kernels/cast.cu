@@ -1,5 +1,7 @@
 // y = x in another dtype, as Rust's `as`: halves are rounded to nearest even, floats become integers by cutting
 // towards zero with saturation (NaN is 0), integers become narrower ones by their low bits.
+// variants: scalar_t=float,double,f16,bf16,u8,i64; to_t=float,i64
+// variants: scalar_t=float,i64; to_t=double,f16,bf16,u8
 #include "common.cuh"
 
 // Rounding to odd keeps what a second rounding to a half type has to know.

@@ -7,6 +7,7 @@
 //
 // Any strides work; -DCHANNELS_LAST=0|1 says which axis of x and y is contiguous, and so the order in which k runs
 // through the taps and what neighbouring threads read and write. Groups lie along grid.z.
+// variants: scalar_t=float,double,f16,bf16; CHANNELS_LAST=0,1
 #include "parts.cuh"
 #include "tile.cuh"
 

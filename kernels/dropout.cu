@@ -1,5 +1,6 @@
 // y = x scale where the word of the element is at least `threshold` in its upper 24 bits, else 0. The mask is never stored:
 // the backward pass is the same kernel on dy with the same draw.
+// variants: scalar_t=float,double,f16,bf16
 #include "philox.cuh"
 
 __device__ __forceinline__ void keep_or_drop(scalar_t* y, const scalar_t* x, i64 i, unsigned word, unsigned threshold, acc_t scale) {

@@ -1,5 +1,6 @@
 // y[o] = sum over r of a[o, r] b[o, r] (+ bias): matrix products over batches, with an optional second batch that is summed.
 // Transposes are strides; a batch axis that is stretched has stride 0. Dense layers and all gradients are the same product.
+// variants: scalar_t=float,double,f16,bf16
 #include "parts.cuh"
 #include "tile.cuh"
 

@@ -1,5 +1,6 @@
 // In-place updates of a parameter w with its gradient g and its optimizer's state, and the global norm of gradients.
 // For half-precision parameters w is a master copy in float and `low` the parameter itself; else `low` is null.
+// variants: scalar_t=float,double,f16,bf16; norm_t=float,double
 #include "common.cuh"
 
 __device__ __forceinline__ float sqrt_(float x) { return sqrtf(x); }

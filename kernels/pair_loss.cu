@@ -1,4 +1,5 @@
 // loss[b] = scale * sum f(x, z) over the elements of sample b, z the label; one file is compiled for each -DFUNCTION and dtype.
+// variants: scalar_t=float,double,f16,bf16; FUNCTION=SQUARED,ABSOLUTE,SIGMOID_CROSS_ENTROPY,PROBABILITY_CROSS_ENTROPY
 #include "rows.cuh"
 
 enum { SQUARED, ABSOLUTE, SIGMOID_CROSS_ENTROPY, PROBABILITY_CROSS_ENTROPY };

@@ -1,5 +1,6 @@
 // Max and average pooling over windows, and the mean over whole planes. Gradients are gathered: each element of dx looks at
 // the windows that cover it, in order, so overlapping windows need no atomics.
+// variants: scalar_t=float,double,f16,bf16; place_t=u8,i64
 #include "common.cuh"
 
 struct Pool {

@@ -1,4 +1,5 @@
 // Uniform and normal numbers of a draw, as src/random.rs has them; one thread for four elements.
+// variants: scalar_t=float,double,f16,bf16
 #include "philox.cuh"
 
 // a + b c with both roundings, so that the CPU computes the same bits.

@@ -2,6 +2,9 @@
 // Element (o, r) lies at x + place(o, kept) + place(r, reduced). A job is one output of one slice of `len` elements;
 // the jobs of a slice are dense in y, so that a second pass can fold y (slices, outputs) over its first axis.
 // -Dout_t is y's dtype, -DFOLD one of the names below. The order of additions depends on the sizes alone.
+// variants: scalar_t=float,f16,bf16; out_t=float,f16,bf16; FOLD=SUM,PROD,PROD_NONZERO,ZEROS
+// variants: scalar_t=double; out_t=double; FOLD=SUM,PROD,PROD_NONZERO,ZEROS
+// variants: scalar_t=i64,u8; out_t=i64,u8; FOLD=SUM,PROD,PROD_NONZERO,ZEROS
 #include "reduce.cuh"
 
 enum { SUM, PROD, PROD_NONZERO, ZEROS };

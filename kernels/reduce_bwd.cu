@@ -1,4 +1,5 @@
 // The gradients of max and min (dy goes to one element) and of prod.
+// variants: scalar_t=float,double,f16,bf16
 #include "reduce.cuh"
 #include "broadcast.cuh"
 

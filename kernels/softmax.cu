@@ -1,4 +1,5 @@
 // y = exp(x - m) / s or, with `log`, y = x - m - ln s, along one axis; m = max x, s = sum exp(x - m).
+// variants: scalar_t=float,double,f16,bf16
 #include "rows.cuh"
 
 extern "C" __global__ void softmax_fwd(scalar_t* __restrict__ y, const scalar_t* __restrict__ x, Rows r, int log) {

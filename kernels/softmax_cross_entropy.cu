@@ -2,6 +2,11 @@
 // loss = scale * sum p (ln sum exp(x) - x). `log_probabilities`: x is normalized already and the logarithm is left out.
 // For the backward pass stats (2, rows) keeps m = max x and ln s, s = sum exp(x - m).
 // A label outside of 0 .. len-1 reads nothing: its loss and its row of the gradient are NaN.
+// variants: scalar_t=float,double,f16,bf16; label_t=i64,u8
+// variants: scalar_t=float; label_t=float
+// variants: scalar_t=double; label_t=double
+// variants: scalar_t=f16; label_t=f16
+// variants: scalar_t=bf16; label_t=bf16
 #include "rows.cuh"
 
 __device__ __forceinline__ i64 class_of(i64 v, i64 len) { return v >= 0 && v < len ? v : -1; }

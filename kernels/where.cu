@@ -1,4 +1,6 @@
 // y = cond != 0 ? a : b with broadcasting. -Dcond_t is the condition's dtype; the others are only copied.
+// variants: scalar_t=float,double,f16,bf16,u8,i64; cond_t=float,i64
+// variants: scalar_t=float,i64; cond_t=double,f16,bf16,u8
 #include "broadcast.cuh"
 
 // y (dense); w has the strides of cond, a and b

@@ -11,7 +11,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use hadal::{Array, Context, DType, Error, Layout, Result, Tensor, autograd, check};
+use hadal::{
+    Array, Context, DType, Error, Layout, Result, Tensor, autograd, check,
+    loss::{L2, SoftmaxCrossEntropy},
+    ops::{Conv2dOptions, PoolOptions},
+    optim::{self, Adam, Convention, Optimizer, Sgd, Step},
+};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
@@ -214,7 +219,7 @@ impl Call<'_> {
 /// The op's outputs by name.
 fn forward(op: &str, c: &Call) -> Result<Vec<(String, Tensor)>> {
     let x = || c.get("x");
-    let ab = || Ok::<_, Error>((c.get("a")?, c.get("b")?));
+    let (a, b) = (|| c.get("a"), || c.get("b"));
     let y = match op {
         "relu" => x()?.relu(),
         "leaky_relu" => x()?.leaky_relu(c.number("slope")?),
@@ -231,10 +236,120 @@ fn forward(op: &str, c: &Call) -> Result<Vec<(String, Tensor)>> {
         "reshape" => x()?.reshape(&c.ints("shape")?),
         "transpose" => x()?.permute(&c.ints("axes")?),
         "concat" => Tensor::concat(&c.numbered(), c.int("axis")?),
-        // MERGE
+        "add" => a()? + b()?,
+        "sub" => a()? - b()?,
+        "mul" => a()? * b()?,
+        "div" => a()? / b()?,
+        "sum" if c.flag("keepdims")? => x()?.sum_keepdims(&c.axes()?),
+        "sum" => x()?.sum(&c.axes()?),
+        "mean" if c.flag("keepdims")? => x()?.mean_keepdims(&c.axes()?),
+        "mean" => x()?.mean(&c.axes()?),
+        "max" if c.flag("keepdims")? => x()?.max_keepdims(&c.axes()?),
+        "max" => x()?.max(&c.axes()?),
+        "argmax" => x()?.argmax(c.int("axis")?),
+        "matmul" | "batch_matmul" => a()?.matmul_t(b()?, c.flag("transpose_a")?, c.flag("transpose_b")?),
+        "dense" if c.flag("flatten")? => x()?.flatten()?.dense(c.get("w")?, c.optional("b")),
+        "dense" => x()?.dense(c.get("w")?, c.optional("b")),
+        "conv2d" => {
+            let options = Conv2dOptions::new().stride(c.sizes("stride")?).padding(c.sizes::<4>("pads")?);
+            let options = options.dilation(c.sizes("dilation")?).groups(c.int("groups")? as usize);
+            x()?.conv2d(c.get("w")?, c.optional("b"), options)
+        }
+        "max_pool2d" => x()?.max_pool2d(pool(c)?),
+        "avg_pool2d" => x()?.avg_pool2d(pool(c)?.count_include_pad(c.flag("count_include_pad")?)),
+        "global_avg_pool2d" => x()?.global_avg_pool2d(),
+        "global_max_pool2d" => x()?.global_max_pool2d(),
+        "softmax" => x()?.softmax(c.int("axis")?),
+        "log_softmax" => x()?.log_softmax(c.int("axis")?),
+        // The mask is the case's own; with random ones dropout is the same product.
+        "dropout_with_mask" => (x()? * c.get("mask")?)?.affine(1.0 / (1.0 - c.number("p")?), 0.0),
+        "batch_norm" => return batch_norm(c),
+        "softmax_cross_entropy" => {
+            let loss = SoftmaxCrossEntropy::new().axis(c.int("axis")?).from_logits(c.flag("from_logits")?);
+            let loss = loss.sparse_label(c.flag("sparse_label")?).forward(x()?, c.get("label")?)?;
+            return Ok(vec![("loss".into(), loss)]);
+        }
+        "l2_loss" => {
+            let loss = L2::new().weight(c.number("weight")?).forward(x()?, c.get("label")?)?;
+            return Ok(vec![("loss".into(), loss)]);
+        }
+        "clip_global_norm" => {
+            let mut arrays: Vec<Array> = c.numbered().iter().map(|t| t.array()).collect();
+            let norm = optim::clip_global_norm(&mut arrays, c.number("max_norm")?)?;
+            let scaled = arrays.into_iter().enumerate().map(|(i, a)| (format!("y{i}"), Tensor::new(a)));
+            return Ok(scaled.chain([("norm".to_owned(), Tensor::new(norm))]).collect());
+        }
+        "sgd_steps" => {
+            let sgd = Sgd::new(0.0).momentum(c.number("momentum")?).weight_decay(c.number("wd")?).convention(convention(c)?);
+            return steps(sgd, c, &["mom"]);
+        }
+        "adam_steps" => return steps(adam(Adam::new(c.number("lr")?), c)?, c, &["m", "v"]),
+        "adamw_steps" => return steps(adam(Adam::adamw(c.number("lr")?), c)?, c, &["m", "v"]),
         _ => return Err(Error::Check(format!("the op {op} is unknown to this suite"))),
     };
     Ok(vec![("y".into(), y?)])
+}
+
+fn pool(c: &Call) -> Result<PoolOptions> {
+    let options = PoolOptions::new(c.sizes::<2>("kernel")?).stride(c.sizes::<2>("stride")?);
+    Ok(options.padding(c.sizes::<4>("pads")?).ceil_mode(c.flag("ceil_mode")?))
+}
+
+/// y, and the running statistics after the step: m·running + (1 − m)·batch, unchanged in prediction.
+fn batch_norm(c: &Call) -> Result<Vec<(String, Tensor)>> {
+    let (x, gamma, beta, eps) = (c.get("x")?, c.get("gamma")?, c.get("beta")?, c.number("eps")?);
+    let (mean, var) = (c.get("running_mean")?, c.get("running_var")?);
+    let y = if c.flag("training")? {
+        let (y, batch_mean, batch_var) = x.batch_norm(gamma, beta, eps)?;
+        for (running, batch) in [(mean, batch_mean), (var, batch_var)] {
+            running.update(|r| r.lerp_(&batch.array(), c.number("momentum")?))?;
+        }
+        y
+    } else {
+        x.batch_norm_inference(gamma, beta, mean, var, eps)?
+    };
+    let named = [("y", y), ("running_mean_after", mean.clone()), ("running_var_after", var.clone())];
+    Ok(named.map(|(n, t)| (n.to_owned(), t)).into())
+}
+
+fn convention(c: &Call) -> Result<Convention> {
+    match c.attr("convention")?.as_str() {
+        Some("mxnet") => Ok(Convention::MxNet),
+        Some("pytorch") => Ok(Convention::PyTorch),
+        other => Err(Error::Check(format!("the convention {other:?} is unknown to this suite"))),
+    }
+}
+
+fn adam(rule: Adam, c: &Call) -> Result<Adam> {
+    let rule = rule.betas(c.number("beta1")?, c.number("beta2")?).eps(c.number("eps")?);
+    Ok(rule.weight_decay(c.number("wd")?).convention(convention(c)?))
+}
+
+/// The parameter and the states after each update with the gradients `in.g`, one after the other along a new axis.
+fn steps(mut rule: impl Optimizer, c: &Call, states: &[&str]) -> Result<Vec<(String, Tensor)>> {
+    let (mut w, gradients) = (c.get("w0")?.array(), c.get("g")?);
+    let rates = c.numbers("lr").unwrap_or_default();
+    let rescale = c.number("rescale_grad").unwrap_or(1.0);
+    let mut out: Vec<(String, Vec<Tensor>)> = [&["w"], states].concat().iter().map(|n| (n.to_string(), Vec::new())).collect();
+    for t in 0..gradients.len() {
+        if let Some(&lr) = rates.get(t) {
+            rule.set_learning_rate(lr);
+        }
+        let before = Tensor::new(w.clone());
+        rule.update(0, &mut w, &gradients.at(t as isize)?.array(), &Step { rescale, ..Step::default() })?;
+        let kept = rule.state()?;
+        for (name, list) in &mut out {
+            let state = kept.iter().find(|(n, _)| *n == format!("0.{name}")).map(|(_, a)| Tensor::new(a.clone()));
+            list.push(match (name.as_str(), state) {
+                ("w", _) => Tensor::new(w.clone()),
+                (_, Some(state)) => state,
+                // Without momentum nothing is kept: the state would be the step itself.
+                ("mom", None) => (&Tensor::new(w.clone()) - &before)?,
+                (name, None) => return Err(Error::Check(format!("the optimizer keeps no {name}"))),
+            });
+        }
+    }
+    out.into_iter().map(|(name, list)| Ok((name, Tensor::stack(&list.iter().collect::<Vec<_>>(), 0)?))).collect()
 }
 
 /// The folder's files in order.

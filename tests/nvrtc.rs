@@ -13,6 +13,7 @@
 //! did not run; with `HADAL_REQUIRE_NVRTC=1` that is a failure.
 
 use std::{
+    collections::BTreeMap,
     env,
     io::Write,
     process::{Command, Stdio},
@@ -168,11 +169,17 @@ fn every_variant_compiles_for_every_architecture() {
             .unwrap()
     };
     let children: Vec<_> = (0..n).map(spawn).collect();
-    let (mut done, mut failures) = (0, Vec::new());
+    let (mut done, mut failures, mut by_file) = (0, Vec::new(), BTreeMap::<String, (u64, u64)>::new());
     for c in children {
         let output = c.wait_with_output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        done += text.lines().filter(|l| l.starts_with("compiled ")).count();
+        for line in text.lines().filter_map(|l| l.strip_prefix("compiled ")) {
+            let mut words = line.split(' ');
+            let (file, ms) = (words.next().unwrap_or_default(), words.next().and_then(|w| w.parse::<u64>().ok()));
+            let entry = by_file.entry(file.to_owned()).or_insert((0, 0));
+            *entry = (entry.0 + 1, entry.1 + ms.unwrap_or(0));
+            done += 1;
+        }
         if !output.status.success() {
             failures.push(text.split_once("FAILED ").map_or(text.clone(), |(_, log)| log.to_owned()));
         }
@@ -181,6 +188,9 @@ fn every_variant_compiles_for_every_architecture() {
     assert!(done > 0 && done == jobs.len(), "{done} of {} compiled", jobs.len());
     let (seconds, files) = (start.elapsed().as_secs_f64(), KERNELS.len());
     println!("NVRTC {:?}: {files} files, {done} programs compiled in {seconds:.1} s", compiler.version);
+    for (file, (programs, ms)) in by_file {
+        println!("  {file}: {programs} in {:.1} s", ms as f64 / 1e3);
+    }
 }
 
 /// Compiles every n-th job and prints one line for each.
@@ -190,9 +200,11 @@ fn child(compiler: &Compiler, jobs: &[Job], i: usize, n: usize) {
     writeln!(out).unwrap();
     let mut failures = Vec::new();
     for job in jobs.iter().skip(i).step_by(n) {
+        let start = Instant::now();
         match compiler.compile(job.file, job.source, &format!("sm_{}", job.arch), &job.options) {
             Ok(image) if machine(&image) == CUDA => {
-                writeln!(out, "compiled {} {} {:?}", job.file, job.arch, job.options).unwrap()
+                let ms = start.elapsed().as_millis();
+                writeln!(out, "compiled {} {ms} ms sm_{} {}", job.file, job.arch, job.options.join(" ")).unwrap();
             }
             Ok(_) => failures.push(format!("{} sm_{} {:?}: the image is no cubin", job.file, job.arch, job.options)),
             Err(e) => failures.push(format!("{:?} {e}", job.options)),

@@ -1,6 +1,7 @@
 //! Other shapes for the same elements: reshape, flatten, permute, transpose, broadcast_to, tile, repeat.
 
 use super::layout::{Place, copy_box};
+use super::reduce::sum_to;
 use crate::{
     Array, Error, Layout, Result, Tensor,
     autograd::{Op, Saved, apply1},
@@ -292,16 +293,4 @@ impl Tensor {
         shape[axis] = joined;
         self.reshape_as(&thin)?.broadcast_to(&wide)?.reshape_as(&shape)
     }
-}
-
-/// TODO-MERGE: replaced by `ops::reduce::sum_to`.
-pub(super) fn sum_to(a: &Array, shape: &[usize]) -> Result<Array> {
-    let (ctx, strides) = (a.context(), broadcast_strides(shape, a.shape()));
-    let own = shape::strides(a.shape(), Layout::RowMajor);
-    let mut out = vec![0.0; numel(shape)];
-    for (i, v) in a.to_f64_vec()?.into_iter().enumerate() {
-        let at: usize = (0..a.rank()).map(|d| i / own[d] % a.shape()[d] * strides[d]).sum();
-        out[at] += v;
-    }
-    crate::check::cast(&Array::from_vec(out, shape, &crate::cpu())?, a.dtype())?.to_context(&ctx)
 }

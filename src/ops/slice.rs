@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use super::layout::{Place, copy_box};
-use super::shape_ops::{first, one, sum_to};
+use super::reduce::sum_to;
+use super::shape_ops::{first, one};
 use crate::{
     Array, Error, Layout, Result, Tensor,
     autograd::{Op, Saved, apply1},

@@ -80,18 +80,18 @@ impl Case {
 /// The whole table.
 fn cases() -> Vec<Case> {
     let mut all = Vec::new();
-    all.extend(shapes::cases().unwrap());
     all.extend(batch_norm::cases().unwrap());
-    all.extend(dropout::cases().unwrap());
-    all.extend(losses::cases().unwrap());
-    all.extend(softmax::cases().unwrap());
     all.extend(binary::cases().unwrap());
     all.extend(cast::cases().unwrap());
-    all.extend(reduce::cases().unwrap());
-    all.extend(unary::cases().unwrap());
-    all.extend(matmul::cases().unwrap());
     all.extend(conv2d::cases().unwrap());
+    all.extend(dropout::cases().unwrap());
+    all.extend(losses::cases().unwrap());
+    all.extend(matmul::cases().unwrap());
     all.extend(pool::cases().unwrap());
+    all.extend(reduce::cases().unwrap());
+    all.extend(shapes::cases().unwrap());
+    all.extend(softmax::cases().unwrap());
+    all.extend(unary::cases().unwrap());
     all
 }
 
