@@ -7,6 +7,7 @@ use crate::{
     cpu::buffers::Buffer,
     cuda::{self, DeviceBuffer},
     dtype::{Real, element_type},
+    ops::number::Number,
     shape::{Display, numel, strides},
 };
 
@@ -324,8 +325,17 @@ impl Array {
             self.make_unique()?;
             return crate::ops::create::accumulate(self, &other);
         }
-        element_type!(self.dtype, T => add_slices::<T>(self.as_mut_slice()?, other.as_slice()?));
-        Ok(())
+        // In place where the type computes in itself; halves are widened and rounded.
+        match self.dtype {
+            DType::F32 => add_slices::<f32>(self, &other),
+            DType::F64 => add_slices::<f64>(self, &other),
+            DType::U8 => add_slices::<u8>(self, &other),
+            DType::I64 => add_slices::<i64>(self, &other),
+            DType::F16 | DType::BF16 => {
+                *self = crate::ops::binary::binary(crate::ops::BinaryKind::Add, self, &other)?;
+                Ok(())
+            }
+        }
     }
 
     fn not_on(&self, op: &'static str, wanted: Context) -> Error {
@@ -333,10 +343,9 @@ impl Array {
     }
 }
 
-fn add_slices<T: Element>(a: &mut [T], b: &[T]) {
-    crate::cpu::parallel::zip_assign(a, b, |x, y| {
-        *x = T::from_f64(x.to_f64() + y.to_f64());
-    });
+fn add_slices<T: Number>(a: &mut Array, b: &Array) -> Result<()> {
+    crate::cpu::parallel::zip_assign(a.as_mut_slice::<T>()?, b.as_slice::<T>()?, |a, b| *a = a.plus(b));
+    Ok(())
 }
 
 /// The product of the extents, or an error when it does not fit the address space.

@@ -76,6 +76,7 @@ impl UnaryKind {
     }
 
     /// y = f(x)
+    #[inline(always)]
     fn value<F: Real>(self, x: F) -> F {
         let c = F::from_f64;
         match self {
@@ -120,6 +121,7 @@ impl UnaryKind {
     }
 
     /// dy/dx, given what was kept: y where [`UnaryKind::from_output`], else x.
+    #[inline(always)]
     fn derivative<F: Real>(self, k: F) -> F {
         let c = F::from_f64;
         let step = |yes: bool| if yes { F::ONE } else { F::ZERO };
@@ -176,6 +178,44 @@ fn sigmoid<F: Real>(x: F) -> F {
     if x < F::ZERO { e * y } else { y }
 }
 
+/// Runs a block with `$kind` bound to the function: the cheap ones each get a loop of their own, in which the compiler
+/// knows the function, since choosing it anew for each element would cost several times the arithmetic.
+macro_rules! for_kind {
+    ($given:expr, $kind:ident => $body:expr) => {
+        match $given {
+            Relu => {
+                let $kind = Relu;
+                $body
+            }
+            Abs => {
+                let $kind = Abs;
+                $body
+            }
+            Square => {
+                let $kind = Square;
+                $body
+            }
+            Neg => {
+                let $kind = Neg;
+                $body
+            }
+            LeakyRelu(slope) => {
+                let $kind = LeakyRelu(slope);
+                $body
+            }
+            Affine(a, b) => {
+                let $kind = Affine(a, b);
+                $body
+            }
+            Clip(lo, hi) => {
+                let $kind = Clip(lo, hi);
+                $body
+            }
+            $kind => $body,
+        }
+    };
+}
+
 /// y = f(x) elementwise; dx = dy · f′(x).
 #[derive(Clone, Copy, Debug)]
 pub struct Unary(pub UnaryKind);
@@ -206,9 +246,9 @@ impl Op for Unary {
         let [x] = x else { return Err(Error::invalid(self.name(), "one input is needed")) };
         let y = match x.context() {
             Context::Cpu => real_type!(self.name(), x.dtype(), F => {
-                let (kind, x_) = (self.0, x.real::<F>(self.name())?);
+                let x_ = x.real::<F>(self.name())?;
                 let mut y = Buffer::<F>::stale(x.len());
-                parallel::map(&mut y, &x_, |x| kind.value(x));
+                for_kind!(self.0, kind => parallel::map(&mut y, &x_, |x| kind.value(x)));
                 Ok(Array::from_real(y, x.shape(), x.dtype()).with_layout(x.layout()))
             })?,
             Context::Gpu(_) => {
@@ -228,9 +268,9 @@ impl Op for Unary {
         let dy = dy[0].to_layout(k.layout())?;
         let dx = match k.context() {
             Context::Cpu => real_type!(self.name(), k.dtype(), F => {
-                let (kind, k_, dy_) = (self.0, k.real::<F>(self.name())?, dy.real::<F>(self.name())?);
+                let (k_, dy_) = (k.real::<F>(self.name())?, dy.real::<F>(self.name())?);
                 let mut dx = Buffer::<F>::stale(k.len());
-                parallel::zip(&mut dx, &k_, &dy_, |k, dy| dy * kind.derivative(k));
+                for_kind!(self.0, kind => parallel::zip(&mut dx, &k_, &dy_, |k, dy| dy * kind.derivative(k)));
                 Ok(Array::from_real(dx, k.shape(), k.dtype()).with_layout(k.layout()))
             })?,
             Context::Gpu(_) => {

@@ -151,8 +151,9 @@ fn mistakes_are_named() {
 fn threads_do_not_change_the_bits() -> Result<()> {
     let run = |threads: usize| -> Result<Vec<Vec<f32>>> {
         rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| {
-            let f32s =
-                |shape: &[usize], seed| Ok(Tensor::new(hadal::check::cast(&random(shape, seed)?, DType::F32)?).attach_grad());
+            let f32s = |shape: &[usize], seed| -> hadal::Result<Tensor> {
+                Ok(Tensor::new(hadal::check::cast(&random(shape, seed)?, DType::F32)?).attach_grad())
+            };
             let mut all = Vec::new();
             for (x, w, o) in [
                 ([9, 16, 12, 12], [17, 16, 3, 3], Conv2dOptions::new().padding(1)),
