@@ -69,10 +69,10 @@ fn main() {
 
 fn run(args: &Args) -> Result<()> {
     let ctx = context(&args.context)?;
-    if args.context == "auto" && !ctx.is_gpu() {
-        if let Err(why) = gpu(0) {
-            println!("no GPU: {why}");
-        }
+    if args.context == "auto"
+        && let Err(why) = gpu(0)
+    {
+        println!("no GPU: {why}");
     }
     let data = load(args)?;
     println!("{}", data.describe());

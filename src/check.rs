@@ -128,14 +128,11 @@ fn run(op: &dyn Op, inputs: &[Array], ctx: &Context) -> Result<Pass> {
         return Err(Error::Check(format!("{}: {} inputs, {} gradients", op.name(), inputs.len(), gradients.len())));
     }
     for (g, x) in gradients.iter().zip(inputs) {
-        if let Some(g) = g {
-            if g.shape() != x.shape() {
-                return Err(Error::shape(
-                    "check",
-                    format!("{}: a gradient of another shape", op.name()),
-                    &[g.shape(), x.shape()],
-                ));
-            }
+        if let Some(g) = g
+            && g.shape() != x.shape()
+        {
+            let reason = format!("{}: a gradient of another shape", op.name());
+            return Err(Error::shape("check", reason, &[g.shape(), x.shape()]));
         }
     }
     Ok(Pass { outputs, gradients })
@@ -235,7 +232,7 @@ pub fn reference(op: &dyn Op, inputs: &[Array], dtype: DType) -> Result<()> {
     reference_within(op, inputs, dtype, 2.0 * bound(dtype))
 }
 
-/// [`reference`] with a bound of the caller's.
+/// [`reference()`] with a bound of the caller's.
 pub fn reference_within(op: &dyn Op, inputs: &[Array], dtype: DType, bound: f64) -> Result<()> {
     // Rounded first, so that both see the same numbers.
     let own = inputs.iter().map(|x| cast(&x.to_context(&cpu())?, dtype)?.to_layout(x.layout())).collect::<Result<Vec<_>>>()?;
