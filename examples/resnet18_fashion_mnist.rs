@@ -92,8 +92,8 @@ fn run(args: &Args) -> Result<()> {
         Some(file) => {
             net.load(file, &ctx)?;
             let words = hadal::nn::metadata(file)?;
-            let word = |name: &str| words.get(name).and_then(|w| w.parse().ok()).unwrap_or(0);
-            start = Position { epoch: word("epoch"), batch: word("batch") };
+            let word = |name: &str| words.get(name).and_then(|w| w.parse::<u64>().ok()).unwrap_or(0);
+            start = Position { epoch: word("epoch"), batch: word("batch") as usize };
             println!("resumed from {} after {} epoch(s) and {} batch(es)", file.display(), start.epoch, start.batch);
         }
         None => net.initialize(init::Xavier::new(), &ctx)?,

@@ -14,7 +14,7 @@ use std::fmt;
 use crate::{
     Array, Context, DType, Error, Layout, Result,
     autograd::{Op, Saved},
-    cpu,
+    cpu, cuda,
     random::{Draw, unit},
     shape::Display,
 };
@@ -205,7 +205,8 @@ pub fn gradients(op: &dyn Op, inputs: &[Array]) -> Result<()> {
 
 /// Checks that `op` computes the same on two contexts, outputs and gradients, within [`bound`] of the inputs' dtype.
 ///
-/// The inputs are taken as they are (dtype and layout) and moved to each context.
+/// The inputs are taken as they are (dtype and layout) and moved to each context. What the op allocates on a GPU from this
+/// thread begins as 0xFF bytes (NaN, 255, −1), so that an element which no kernel writes is a difference.
 ///
 /// # Errors
 /// [`Error::Check`] names the op, what differs, and the worst element.
@@ -218,7 +219,8 @@ pub fn parity(op: &dyn Op, inputs: &[Array], a: &Context, b: &Context) -> Result
 pub fn parity_within(op: &dyn Op, inputs: &[Array], a: &Context, b: &Context, bound: f64) -> Result<()> {
     let on = |ctx: &Context| -> Result<Pass> {
         let inputs = inputs.iter().map(|x| x.to_context(ctx)).collect::<Result<Vec<_>>>()?;
-        run(op, &inputs, ctx, DType::F64)
+        // On recycled memory an element that a kernel forgets would hold an earlier run's answer.
+        cuda::poisoned(|| run(op, &inputs, ctx, DType::F64))
     };
     compare(op.name(), &on(a)?, &on(b)?, &format!("{a} against {b}"), bound)
 }

@@ -28,7 +28,7 @@ use std::{
 };
 
 use cubin::{Usage, is_cubin, usage};
-use hadal::cuda::{Compiler, KERNELS, compiler};
+use hadal::cuda::{Compiler, KERNELS, Source, compiler};
 use report::{Report, cell, parse_cell};
 use sha2::{Digest, Sha256};
 
@@ -44,6 +44,15 @@ const SHARE: &str = "HADAL_NVRTC_SHARE";
 struct Variants {
     defines: Vec<(String, Vec<String>)>,
     archs: Option<Vec<String>>,
+}
+
+/// All that is compiled: hadal's kernels, and the sources outside of `kernels/` that use its headers as a user's do.
+fn sources() -> Vec<(&'static str, &'static str)> {
+    let expand = |s: Source| (s.file(), &*s.expand().unwrap().leak());
+    let mut all = KERNELS.to_vec();
+    all.push(expand(Source::new("swish.cu", include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/swish.cu")))));
+    all.push(expand(Source::new("faults.cu", include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kernels/faults.cu")))));
+    all
 }
 
 /// The declarations of `file`'s own text, not those of what it includes.
@@ -106,7 +115,7 @@ struct Job {
 fn jobs(compiler: &Compiler) -> Vec<Job> {
     let everything = env::var("HADAL_NVRTC_ALL").is_ok_and(|v| v == "1");
     let mut out = Vec::new();
-    for (file, source) in KERNELS {
+    for (file, source) in sources() {
         for v in variants(file, source).unwrap_or_else(|e| panic!("{e}")) {
             for arch in ARCHS.iter().filter(|a| compiler.archs().contains(&a.0) && v.wants(a)) {
                 for options in v.options(everything || FULL.contains(&arch.1)) {
@@ -132,7 +141,7 @@ fn real_compiler() -> Result<&'static Compiler, String> {
 
 #[test]
 fn every_kernel_file_declares_its_variants() {
-    let wrong: Vec<String> = KERNELS.iter().filter_map(|(file, source)| variants(file, source).err()).collect();
+    let wrong: Vec<String> = sources().iter().filter_map(|(file, source)| variants(file, source).err()).collect();
     assert!(!KERNELS.is_empty() && wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
@@ -188,7 +197,8 @@ fn every_variant_compiles_for_every_architecture() {
                     by_file.entry(file.to_owned()).or_insert((0, 0)).0 += 1;
                     kept += 1;
                 }
-                ["kernel", file, options, arch, kernel, figures] => {
+                // Those of examples and tests are no figures to keep.
+                ["kernel", file, options, arch, kernel, figures] if KERNELS.iter().any(|k| k.0 == file) => {
                     now.add(file, options, arch, parse_cell(kernel, figures).unwrap());
                 }
                 _ => {}
@@ -200,7 +210,7 @@ fn every_variant_compiles_for_every_architecture() {
     }
     assert!(failures.is_empty(), "NVRTC {:?} refused:\n{}", compiler.version, failures.join("\n"));
     assert!(!jobs.is_empty() && done + kept == jobs.len(), "{done} and {kept} of {} programs", jobs.len());
-    let (seconds, files) = (start.elapsed().as_secs_f64(), KERNELS.len());
+    let (seconds, files) = (start.elapsed().as_secs_f64(), sources().len());
     println!("NVRTC {:?}: {files} files, {done} programs compiled in {seconds:.1} s, {kept} unchanged", compiler.version);
     for (file, (programs, ms)) in by_file {
         println!("  {file}: {programs} in {:.1} s", ms as f64 / 1e3);
