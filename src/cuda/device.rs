@@ -11,7 +11,7 @@ use cudarc::driver::{
     sys::{self, CUdevice_attribute_enum as Attribute},
 };
 
-use super::{launch::Module, launch::Spec, memory::Pool};
+use super::{capture, launch::Module, launch::Spec, memory::Pool};
 use crate::{Context, Error, Result, context::MemoryStats};
 
 /// One GPU: its primary context, the stream on which everything is ordered, its pool and its kernels.
@@ -46,6 +46,13 @@ const NEEDED: &[&str] = &[
     "cuModuleLoadData",
     "cuLaunchKernel",
     "cuStreamCreate",
+    "cuStreamDestroy_v2",
+    "cuStreamBeginCapture_v2",
+    "cuStreamEndCapture",
+    "cuGraphInstantiateWithFlags",
+    "cuGraphLaunch",
+    "cuGraphExecDestroy",
+    "cuGraphDestroy",
 ];
 
 /// Opens the driver's library once; `Err` holds the sentence for the user.
@@ -136,6 +143,12 @@ impl Device {
 
     /// Waits for all work on the device's stream.
     pub(crate) fn synchronize(&self) -> Result<()> {
+        capture::refuse("nothing runs yet that could be waited for: synchronize after Graph::replay")?;
+        self.wait()
+    }
+
+    /// [`Device::synchronize`] also while this thread captures, which it does on another stream.
+    pub(super) fn wait(&self) -> Result<()> {
         self.bind()?;
         self.stream.synchronize().map_err(|e| self.failed("cuStreamSynchronize", &e))
     }

@@ -8,8 +8,8 @@ use std::{
 use cudarc::driver::{result, sys};
 use once_cell::sync::Lazy;
 
-use super::{KERNELS, cache, device::Device, nvrtc};
-use crate::{Array, Context, DType, Error, Result, Storage, shape::numel};
+use super::{KERNELS, cache, capture, device::Device, nvrtc};
+use crate::{Array, Context, DType, Error, Result, Storage, random::Draw, shape::numel};
 
 /// The value of a `-D` option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -47,7 +47,7 @@ unsafe impl Send for Module {}
 unsafe impl Sync for Module {}
 
 /// `HADAL_SYNC=1` waits after each launch, so that a failing kernel is named.
-static SYNC: Lazy<bool> = Lazy::new(|| std::env::var("HADAL_SYNC").is_ok_and(|v| v == "1"));
+pub(super) static SYNC: Lazy<bool> = Lazy::new(|| std::env::var("HADAL_SYNC").is_ok_and(|v| v == "1"));
 
 impl Device {
     fn module(&self, spec: &Spec) -> Result<Arc<Module>> {
@@ -159,12 +159,20 @@ impl Launch {
     pub(crate) fn array(mut self, a: &Array) -> Self {
         match a.storage() {
             Storage::Cuda(b) if b.ordinal() == self.device.ordinal && b.len() >= numel(a.shape()) * a.dtype().size() => {
+                if let Err(e) = capture::hold(b.block()) {
+                    self.wrong = Some(e);
+                }
                 self.starts.push(self.words.len());
                 self.words.push(b.ptr());
             }
             _ => self.wrong = Some(Error::Context { op: self.name, left: Context::Gpu(self.device.ordinal), right: a.context() }),
         }
         self
+    }
+
+    /// A draw of random numbers: the `Draw` of `kernels/philox.cuh`.
+    pub(crate) fn draw(self, draw: Draw) -> Self {
+        self.value(capture::draw_words(draw))
     }
 
     /// A pointer that may be null.
@@ -205,7 +213,7 @@ impl Launch {
             return Ok(());
         }
         let fail = |e: &cudarc::driver::DriverError| self.device.failed(self.name, e);
-        self.device.bind()?;
+        let stream = capture::stream(&self.device, &[])?;
         let function = self.module.function(&self.device, self.name)?;
         if shared_bytes > 48 << 10 {
             let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
@@ -220,11 +228,9 @@ impl Launch {
         // SAFETY: the function is loaded on the current context; the driver copies the arguments during the call.
         // That their number and types are the kernel's is the op's contract, which the parity test of each op checks;
         // the arrays stay valid since blocks are handed on in stream order only.
-        unsafe {
-            result::launch_kernel(function, dims(grid), dims(block), shared_bytes, self.device.stream.cu_stream(), &mut params)
-        }
-        .map_err(|e| fail(&e))?;
-        if *SYNC {
+        unsafe { result::launch_kernel(function, dims(grid), dims(block), shared_bytes, stream, &mut params) }
+            .map_err(|e| fail(&e))?;
+        if *SYNC && !capture::active() {
             self.device.synchronize().map_err(|e| match e {
                 Error::Cuda { context, reason, .. } => Error::Cuda { context, call: self.name.to_owned(), reason },
                 other => other,

@@ -6,12 +6,15 @@
 #![allow(unsafe_code)]
 
 mod cache;
+pub(crate) mod capture;
 mod device;
+mod graph;
 mod launch;
 mod memory;
 mod nvrtc;
 
 pub(crate) use device::{device, device_count};
+pub use graph::Graph;
 pub(crate) use launch::{Define, Dims, Launch};
 pub use memory::DeviceBuffer;
 
