@@ -10,6 +10,7 @@ __device__ __forceinline__ void keep_or_drop(scalar_t* y, const scalar_t* x, i64
 // Row-major memory: one thread for the four elements of a block of words.
 extern "C" __global__ void dropout(scalar_t* __restrict__ y, const scalar_t* __restrict__ x, Draw draw, unsigned threshold,
                                    double scale, i64 n) {
+  draw = resolved(draw);
   GRID_STRIDE(block, (n + 3) / 4) {
     Words words = philox(draw, (u64)block);
 #pragma unroll
@@ -22,6 +23,7 @@ extern "C" __global__ void dropout(scalar_t* __restrict__ y, const scalar_t* __r
 // Channels-last memory: `logical` has the extents in memory order and the row-major strides.
 extern "C" __global__ void dropout_strided(scalar_t* __restrict__ y, const scalar_t* __restrict__ x, Index logical, Draw draw,
                                            unsigned threshold, double scale, i64 n) {
+  draw = resolved(draw);
   GRID_STRIDE(i, n) {
     i64 at = offset_of(i, logical, 4);
     Words words = philox(draw, (u64)at / 4);

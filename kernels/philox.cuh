@@ -5,9 +5,19 @@
 typedef unsigned long long u64;
 
 struct Draw {
-  u64 seed;    // the key
-  u64 number;  // the upper half of the counter
+  u64 seed;         // the key
+  u64 number;       // the upper half of the counter
+  const u64* base;  // in a CUDA graph (2): the key, and what each replay adds to the number; else null
 };
+
+// The draw with its base put in: once a thread, before the first block.
+__device__ __forceinline__ Draw resolved(Draw draw) {
+  if (draw.base) {
+    draw.seed = draw.base[0];
+    draw.number += draw.base[1];
+  }
+  return draw;
+}
 
 struct Words {
   unsigned w[4];

@@ -8,6 +8,7 @@ __device__ __forceinline__ double multiply_add(double a, double b, double c) { r
 
 // y = lo + width u, u in [0, 1)
 extern "C" __global__ void uniform(scalar_t* __restrict__ y, Draw draw, double lo, double width, i64 n) {
+  draw = resolved(draw);
   GRID_STRIDE(block, (n + 3) / 4) {
     Words words = philox(draw, (u64)block);
 #pragma unroll
@@ -19,6 +20,7 @@ extern "C" __global__ void uniform(scalar_t* __restrict__ y, Draw draw, double l
 
 // y = mean + std z; by Box and Muller z = sqrt(-2 ln(1 - u)) (cos 2πv, sin 2πv), 1 - u in (0, 1]
 extern "C" __global__ void normal(scalar_t* __restrict__ y, Draw draw, double mean, double std, i64 n) {
+  draw = resolved(draw);
   GRID_STRIDE(block, (n + 3) / 4) {
     Words words = philox(draw, (u64)block);
 #pragma unroll
@@ -30,4 +32,10 @@ extern "C" __global__ void normal(scalar_t* __restrict__ y, Draw draw, double me
       if (i + 1 < n) store(y + i + 1, multiply_add((acc_t)mean, (acc_t)std, (acc_t)(r * sinf(angle))));
     }
   }
+}
+
+// base = (seed, number): where the draws of a CUDA graph's next replay begin. One thread.
+extern "C" __global__ void set_draw(u64* base, u64 seed, u64 number) {
+  base[0] = seed;
+  base[1] = number;
 }

@@ -5,7 +5,7 @@ use std::{borrow::Cow, sync::Arc};
 use crate::{
     Context, CpuStorage, DType, Element, Error, Layout, Result,
     cpu::buffers::Buffer,
-    cuda::{self, DeviceBuffer},
+    cuda::{self, DeviceBuffer, capture::Place},
     dtype::{Real, element_type},
     ops::number::Number,
     shape::{Display, numel, strides},
@@ -318,10 +318,78 @@ impl Array {
 
     /// The device memory.
     pub(crate) fn cuda(&self, op: &'static str) -> Result<&DeviceBuffer> {
+        self.shared_buffer(op).map(|b| &**b)
+    }
+
+    fn shared_buffer(&self, op: &'static str) -> Result<&Arc<DeviceBuffer>> {
         match &self.storage {
             Storage::Cuda(b) => Ok(b),
             Storage::Cpu(_) => Err(self.not_on(op, Context::Gpu(0))),
         }
+    }
+
+    /// Overwrites the elements with `other`'s, from any device, in this array's own memory; it keeps its layout.
+    ///
+    /// ```
+    /// use hadal::{Array, DType, cpu};
+    /// let mut a = Array::zeros(&[2], DType::F32, &cpu())?;
+    /// a.copy_from(&Array::from_vec(vec![1f32, 2.], &[2], &cpu())?)?;
+    /// assert_eq!(a.to_vec::<f32>()?, [1., 2.]);
+    /// # Ok::<(), hadal::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when shapes or dtypes differ; [`Error::Graph`] when a [`cuda::Graph`] uses the memory and a clone of
+    /// this array shares it.
+    pub fn copy_from(&mut self, other: &Array) -> Result<()> {
+        if self.shape != other.shape || self.dtype != other.dtype {
+            let reason = format!("{} from {}: shape and dtype must be the same", self.dtype, other.dtype);
+            return Err(Error::shape("copy_from", reason, &[&self.shape, &other.shape]));
+        }
+        let ctx = self.context();
+        let other = other.to_layout(self.layout)?;
+        let Storage::Cuda(buffer) = &self.storage else {
+            *self = other.to_context(&ctx)?;
+            return Ok(());
+        };
+        if buffer.in_graph() && Arc::strong_count(buffer) > 1 {
+            let reason = "copy_from: a CUDA graph uses this memory, and a clone of the array shares it: drop that first, or \
+                          make it a `copy()`";
+            return Err(Error::Graph { context: ctx, reason: reason.into() });
+        }
+        self.make_unique()?;
+        let to = self.cuda("copy_from")?;
+        match &other.storage {
+            Storage::Cuda(from) if from.ordinal() == to.ordinal() => to.copy_from(from),
+            _ => {
+                let host = other.to_context(&Context::Cpu)?;
+                element_type!(host.dtype, T => to.write(bytemuck::cast_slice(host.as_slice::<T>()?)))
+            }
+        }
+    }
+
+    /// Writes in place by `f` to something that lasts from step to step: inside a [`cuda::Graph`]'s capture the memory stays
+    /// the same one, also when `f` puts another array in this one's place.
+    ///
+    /// # Errors
+    /// Of `f`; [`Error::Graph`] when the memory is shared while a graph is captured.
+    pub(crate) fn in_place(&mut self, f: impl FnOnce(&mut Array) -> Result<()>) -> Result<()> {
+        let place = match &self.storage {
+            Storage::Cuda(b) if cuda::capture::active() => Place::of(b)?,
+            _ => None,
+        };
+        let Some(place) = place else { return f(self) };
+        let (shape, dtype, layout, ctx) = (self.shape.clone(), self.dtype, self.layout, self.context());
+        f(self)?;
+        if self.shape != shape || self.dtype != dtype || self.context() != ctx {
+            let reason = "inside Graph::capture an array cannot be replaced by one of another shape, dtype or device";
+            return Err(Error::Graph { context: ctx, reason: reason.into() });
+        }
+        let now = self.to_layout(layout)?;
+        if let Some(buffer) = place.keep(now.shared_buffer("in_place")?)? {
+            *self = Array { storage: Storage::Cuda(buffer), ..now };
+        }
+        Ok(())
     }
 
     /// Makes this the only owner of its memory, copying when it is shared; before a write in place.
@@ -329,8 +397,11 @@ impl Array {
         match &mut self.storage {
             Storage::Cpu(_) => element_type!(self.dtype, T => self.as_mut_slice::<T>().map(|_| ())),
             Storage::Cuda(b) => {
-                if Arc::get_mut(b).is_none() {
+                // Weak handles, of CUDA graphs, only count the owners.
+                if Arc::strong_count(b) > 1 {
                     *b = Arc::new(b.duplicate()?);
+                } else {
+                    cuda::capture::written(b);
                 }
                 Ok(())
             }

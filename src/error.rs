@@ -113,6 +113,15 @@ pub enum Error {
         reason: String,
     },
 
+    /// Something that a CUDA graph cannot hold, or that would make its replays wrong; see [`crate::cuda::Graph`].
+    #[error("{context}: {reason}")]
+    Graph {
+        /// The device.
+        context: Context,
+        /// What was done, why a graph cannot have it, and what to do instead.
+        reason: String,
+    },
+
     /// A kernel source that NVRTC refused; the log has file and line.
     #[error("{file}: NVRTC refused it for {arch}:\n{log}")]
     Compile {

@@ -7,6 +7,8 @@ use std::cell::Cell;
 
 thread_local! {
     static STATE: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
+    /// How often the stream was set anew.
+    static RESETS: Cell<u64> = const { Cell::new(0) };
 }
 
 /// Starts this thread's stream of draws anew from `seed`; without a call the seed is 0.
@@ -20,7 +22,7 @@ thread_local! {
 /// # Ok::<(), hadal::Error>(())
 /// ```
 pub fn seed(seed: u64) {
-    STATE.set((seed, 0));
+    set_state((seed, 0));
 }
 
 /// Where this thread's stream stands: the seed, and the number of draws so far. Restored by [`set_state`].
@@ -31,6 +33,12 @@ pub fn state() -> (u64, u64) {
 /// Continues this thread's stream from a [`state`] saved earlier.
 pub fn set_state(state: (u64, u64)) {
     STATE.set(state);
+    RESETS.set(RESETS.get().wrapping_add(1));
+}
+
+/// How often this thread's stream was set anew: a change says that the draws since do not follow one another.
+pub(crate) fn resets() -> u64 {
+    RESETS.get()
 }
 
 /// The identity of one draw of arbitrarily many numbers.

@@ -115,7 +115,29 @@ impl Tensor {
         if self.0.origin.is_some() {
             return Err(Error::Autograd("the result of a recorded operation cannot be changed in place".into()));
         }
-        f(&mut self.0.value.write().unwrap_or_else(PoisonError::into_inner))
+        self.0.value.write().unwrap_or_else(PoisonError::into_inner).in_place(f)
+    }
+
+    /// Overwrites the values with `other`'s, from any device, in this tensor's own memory, where a [`crate::cuda::Graph`]
+    /// reads its inputs. Not recorded.
+    ///
+    /// ```
+    /// use hadal::{Tensor, cpu};
+    /// let x = Tensor::zeros(&[2], &cpu())?;
+    /// x.copy_from(&Tensor::ones(&[2], &cpu())?)?;
+    /// assert_eq!(x.to_vec()?, [1., 1.]);
+    /// # Ok::<(), hadal::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As for [`Array::copy_from`]; [`Error::Autograd`] when the tensor is the result of a recorded operation.
+    pub fn copy_from(&self, other: &Tensor) -> Result<()> {
+        if Arc::ptr_eq(&self.0, &other.0) {
+            return Ok(());
+        }
+        // Read first: two locks at once could wait for each other.
+        let other = other.array();
+        self.update(|a| a.copy_from(&other))
     }
 
     /// The shape.
@@ -257,7 +279,7 @@ impl Tensor {
         let mut v = self.variable()?;
         match (v.req, &mut v.grad) {
             (GradReq::Null, _) => return Ok(()),
-            (GradReq::Add, Some(sum)) => sum.add_assign(&grad)?,
+            (GradReq::Add, Some(sum)) => sum.in_place(|sum| sum.add_assign(&grad))?,
             (_, place) => *place = Some(grad),
         }
         v.fresh = true;
@@ -278,7 +300,7 @@ impl Tensor {
 
     /// Lets `f` change the gradient in place, if a backward pass has brought one.
     pub(crate) fn update_grad(&self, f: impl FnOnce(&mut Array) -> Result<()>) -> Result<()> {
-        self.variable()?.grad.as_mut().map_or(Ok(()), f)
+        self.variable()?.grad.as_mut().map_or(Ok(()), |g| g.in_place(f))
     }
 
     fn variable(&self) -> Result<MutexGuard<'_, Variable>> {

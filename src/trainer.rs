@@ -2,6 +2,7 @@
 
 use crate::{
     Error, Result,
+    cuda::capture,
     nn::Parameter,
     optim::{Optimizer, Step},
 };
@@ -53,7 +54,8 @@ impl Trainer {
             updates.push((i, value, grad, Step { rescale: 1.0 / batch_size as f64, lr_mult, wd_mult }));
         }
         for (i, value, grad, step) in updates {
-            value.update(|w| self.optimizer.update(i, w, &grad, &step))?;
+            let update = || value.update(|w| self.optimizer.update(i, w, &grad, &step));
+            capture::naming(|| format!("parameter {}", self.parameters[i].name()), update)?;
             value.use_grad()?;
         }
         Ok(())

@@ -12,6 +12,7 @@ use cudarc::driver::{
 };
 
 use super::{
+    capture,
     memory::Pool,
     source::{Module, Spec},
 };
@@ -49,6 +50,13 @@ const NEEDED: &[&str] = &[
     "cuModuleLoadData",
     "cuLaunchKernel",
     "cuStreamCreate",
+    "cuStreamDestroy_v2",
+    "cuStreamBeginCapture_v2",
+    "cuStreamEndCapture",
+    "cuGraphInstantiateWithFlags",
+    "cuGraphLaunch",
+    "cuGraphExecDestroy",
+    "cuGraphDestroy",
 ];
 
 /// Opens the driver's library once; `Err` holds the sentence for the user.
@@ -139,6 +147,12 @@ impl Device {
 
     /// Waits for all work on the device's stream.
     pub(crate) fn synchronize(&self) -> Result<()> {
+        capture::refuse("nothing runs yet that could be waited for: synchronize after Graph::replay")?;
+        self.wait()
+    }
+
+    /// [`Device::synchronize`] also while this thread captures, which it does on another stream.
+    pub(super) fn wait(&self) -> Result<()> {
         self.bind()?;
         self.stream.synchronize().map_err(|e| self.failed("cuStreamSynchronize", &e))
     }

@@ -6,13 +6,14 @@ use cudarc::driver::{result, sys};
 use once_cell::sync::Lazy;
 
 use super::{
+    capture,
     device::Device,
     source::{Define, Function, Source},
 };
-use crate::{Array, Context, Error, Result, Storage, shape::numel};
+use crate::{Array, Context, Error, Result, Storage, random::Draw, shape::numel};
 
 /// `HADAL_SYNC=1` waits after each launch, so that a failing kernel is named.
-static SYNC: Lazy<bool> = Lazy::new(|| std::env::var("HADAL_SYNC").is_ok_and(|v| v == "1"));
+pub(super) static SYNC: Lazy<bool> = Lazy::new(|| std::env::var("HADAL_SYNC").is_ok_and(|v| v == "1"));
 
 /// The `Index` of `kernels/common.cuh`: extents and strides by value, unused axes 1 and 0.
 #[repr(C)]
@@ -73,6 +74,9 @@ impl Launch {
     pub(crate) fn array(mut self, a: &Array) -> Self {
         match a.storage() {
             Storage::Cuda(b) if b.ordinal() == self.device.ordinal && b.len() >= numel(a.shape()) * a.dtype().size() => {
+                if let Err(e) = capture::hold(b.block()) {
+                    self.fail(e);
+                }
                 self.word(b.ptr());
             }
             _ => {
@@ -81,6 +85,11 @@ impl Launch {
             }
         }
         self
+    }
+
+    /// A draw of random numbers: the `Draw` of `kernels/philox.cuh`.
+    pub(crate) fn draw(self, draw: Draw) -> Self {
+        self.value(capture::draw_words(draw))
     }
 
     /// A pointer that may be null.
@@ -126,7 +135,7 @@ impl Launch {
             return Ok(());
         }
         let fail = |e: &cudarc::driver::DriverError| self.device.failed(self.name, e);
-        self.device.bind()?;
+        let stream = capture::stream(&self.device, &[])?;
         let function = self.function.handle();
         if shared_bytes > 48 << 10 {
             let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
@@ -141,11 +150,9 @@ impl Launch {
         // SAFETY: the function is loaded on the current context; the driver copies the arguments during the call.
         // Their number and sizes are the kernel's (checked above where the driver tells); that their meaning is too is the
         // op's contract, which the parity test of each op checks. The arrays stay valid since blocks are handed on in stream order only.
-        unsafe {
-            result::launch_kernel(function, dims(grid), dims(block), shared_bytes, self.device.stream.cu_stream(), &mut params)
-        }
-        .map_err(|e| fail(&e))?;
-        if *SYNC {
+        unsafe { result::launch_kernel(function, dims(grid), dims(block), shared_bytes, stream, &mut params) }
+            .map_err(|e| fail(&e))?;
+        if *SYNC && !capture::active() {
             self.device.synchronize().map_err(|e| match e {
                 Error::Cuda { context, reason, .. } => Error::Cuda { context, call: self.name.to_owned(), reason },
                 other => other,

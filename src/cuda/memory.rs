@@ -12,7 +12,10 @@ use std::{
 use cudarc::driver::{result, sys};
 use once_cell::sync::Lazy;
 
-use super::device::Device;
+use super::{
+    capture::{self, Arena},
+    device::Device,
+};
 use crate::{Context, Error, Result, context::MemoryStats};
 
 /// Free blocks by size, and counters in bytes.
@@ -23,7 +26,7 @@ pub(super) struct Pool {
 }
 
 /// `HADAL_POOL=off` gives every array memory of its own, of the exact size, so that a memory checker sees each overrun.
-static EXACT: Lazy<bool> = Lazy::new(|| std::env::var("HADAL_POOL").is_ok_and(|v| v == "off" || v == "0"));
+pub(super) static EXACT: Lazy<bool> = Lazy::new(|| std::env::var("HADAL_POOL").is_ok_and(|v| v == "off" || v == "0"));
 
 /// `HADAL_POISON=1` fills each array's memory with 0xFF (NaN in every float type) before it is written.
 static POISON: Lazy<bool> = Lazy::new(|| std::env::var("HADAL_POISON").is_ok_and(|v| v == "1"));
@@ -54,46 +57,91 @@ fn rounded(bytes: usize) -> usize {
     bytes.max(1).next_multiple_of(step)
 }
 
+/// A piece of device memory; goes back to where it came from when the last handle is dropped.
+///
+/// A [`DeviceBuffer`] holds one handle. CUDA graphs hold more, of all the memory whose addresses they contain: that keeps
+/// the memory alive without making its array look shared.
+pub(super) struct Block {
+    pub(super) device: Arc<Device>,
+    pub(super) ptr: sys::CUdeviceptr,
+    pub(super) size: usize,
+    /// The capture that the block was taken in, which owns it.
+    pub(super) arena: Option<Arc<Arena>>,
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        match &self.arena {
+            Some(arena) => arena.give(&self.device, self.ptr, self.size),
+            None => self.device.give(self.ptr, self.size),
+        }
+    }
+}
+
 /// A block of device memory that returns to its device's pool when dropped.
 pub struct DeviceBuffer {
-    device: Arc<Device>,
-    ptr: sys::CUdeviceptr,
+    block: Arc<Block>,
     /// Bytes asked for.
     len: usize,
-    /// Bytes of the block.
-    block: usize,
 }
 
 impl std::fmt::Debug for DeviceBuffer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} bytes on gpu({})", self.len, self.device.ordinal)
+        write!(f, "{} bytes on gpu({})", self.len, self.ordinal())
     }
 }
 
 impl Device {
     /// `bytes` of device memory with unspecified contents.
     pub(crate) fn alloc(self: &Arc<Self>, bytes: usize) -> Result<DeviceBuffer> {
-        let block = rounded(bytes);
-        let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
-        let cached = pool.free.get_mut(&block).and_then(Vec::pop);
-        let ptr = match cached {
-            Some(ptr) => {
-                pool.stats.cached -= block;
-                ptr
-            }
-            None => {
-                pool.stats.system_allocations += 1;
-                self.driver_alloc(&mut pool, block)?
-            }
+        let size = rounded(bytes);
+        let arena = capture::arena(self)?;
+        let ptr = match arena.as_ref().and_then(|a| a.take(size)) {
+            Some(ptr) => ptr,
+            None => self.take(size)?,
         };
-        pool.stats.in_use += block;
-        pool.stats.peak = pool.stats.peak.max(pool.stats.in_use);
-        drop(pool);
-        let buffer = DeviceBuffer { device: self.clone(), ptr, len: bytes, block };
+        let buffer = DeviceBuffer { block: Arc::new(Block { device: self.clone(), ptr, size, arena }), len: bytes };
         if *POISON || POISONED.get() {
             buffer.fill(0xFF)?;
         }
         Ok(buffer)
+    }
+
+    /// A block from the pool, or from the driver. A thread that captures may call this too: its blocks have to be free in
+    /// the order of the device's stream, since that is where the graph will run, and the driver is asked on that stream,
+    /// not on the one that is being captured.
+    fn take(&self, size: usize) -> Result<sys::CUdeviceptr> {
+        let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        let cached = pool.free.get_mut(&size).and_then(Vec::pop);
+        let ptr = match cached {
+            Some(ptr) => {
+                pool.stats.cached -= size;
+                ptr
+            }
+            None => {
+                pool.stats.system_allocations += 1;
+                self.driver_alloc(&mut pool, size)?
+            }
+        };
+        pool.stats.in_use += size;
+        pool.stats.peak = pool.stats.peak.max(pool.stats.in_use);
+        Ok(ptr)
+    }
+
+    /// Takes a block back.
+    pub(super) fn give(&self, ptr: sys::CUdeviceptr, size: usize) {
+        let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        pool.stats.in_use -= size;
+        if *EXACT {
+            // A failure here has been, or will be, reported by the next call that can report it.
+            if self.bind().is_ok() {
+                // SAFETY: nobody holds the block any more; work queued before on the stream is done with it first.
+                let _ = unsafe { result::free_async(ptr, self.stream.cu_stream()) };
+            }
+            return;
+        }
+        pool.stats.cached += size;
+        pool.free.entry(size).or_default().push(ptr);
     }
 
     /// Asks the driver; when it has no room, gives back what is cached and asks once more.
@@ -132,26 +180,32 @@ impl Device {
             }
         }
         pool.stats.cached = 0;
-        self.synchronize()
+        self.wait()
     }
 
     /// Copies host bytes into fresh device memory.
     pub(crate) fn upload(self: &Arc<Self>, bytes: &[u8]) -> Result<DeviceBuffer> {
+        capture::refuse(NO_UPLOAD)?;
         let buffer = self.alloc(bytes.len())?;
-        if !bytes.is_empty() {
-            self.bind()?;
-            // SAFETY: the block has room for `bytes`; from pageable memory the call returns when the bytes have been read.
-            unsafe { result::memcpy_htod_async(buffer.ptr, bytes, self.stream.cu_stream()) }
-                .map_err(|e| self.failed("cuMemcpyHtoDAsync", &e))?;
-        }
+        buffer.write(bytes)?;
         Ok(buffer)
     }
 }
 
+const NO_UPLOAD: &str = "host memory cannot be copied to the device, since each replay would read it again: make the tensor \
+                         before the capture and fill it with copy_from before each replay (parameters and an optimizer's state \
+                         come to be in a first step, outside)";
+const NO_DOWNLOAD: &str = "nothing has been computed yet that could be read (item, to_vec, printing): read after Graph::replay";
+
 impl DeviceBuffer {
+    /// Around a block that is held elsewhere too.
+    pub(super) fn around(block: Arc<Block>, len: usize) -> Self {
+        DeviceBuffer { block, len }
+    }
+
     /// The device's ordinal.
     pub fn ordinal(&self) -> usize {
-        self.device.ordinal
+        self.block.device.ordinal
     }
 
     /// Bytes.
@@ -165,11 +219,20 @@ impl DeviceBuffer {
     }
 
     pub(super) fn ptr(&self) -> sys::CUdeviceptr {
-        self.ptr
+        self.block.ptr
+    }
+
+    pub(super) fn block(&self) -> &Arc<Block> {
+        &self.block
     }
 
     pub(crate) fn owner(&self) -> &Arc<Device> {
-        &self.device
+        &self.block.device
+    }
+
+    /// True when a CUDA graph contains this memory's address.
+    pub(crate) fn in_graph(&self) -> bool {
+        Arc::strong_count(&self.block) > 1
     }
 
     /// Fills with zero bytes.
@@ -181,52 +244,59 @@ impl DeviceBuffer {
         if self.len == 0 {
             return Ok(());
         }
-        self.device.bind()?;
+        let stream = capture::stream(self.owner(), &[&self.block])?;
         // SAFETY: the block holds `len` bytes and the stream orders the write.
-        unsafe { result::memset_d8_async(self.ptr, byte, self.len, self.device.stream.cu_stream()) }
-            .map_err(|e| self.device.failed("cuMemsetD8Async", &e))
+        unsafe { result::memset_d8_async(self.ptr(), byte, self.len, stream) }
+            .map_err(|e| self.owner().failed("cuMemsetD8Async", &e))
+    }
+
+    /// Copies from host memory of the same length.
+    pub(crate) fn write(&self, bytes: &[u8]) -> Result<()> {
+        capture::refuse(NO_UPLOAD)?;
+        if bytes.len() != self.len {
+            return Err(Error::invalid("upload", format!("{} bytes for {} on the device", bytes.len(), self.len)));
+        }
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let stream = capture::stream(self.owner(), &[&self.block])?;
+        // SAFETY: the block has room for `bytes`; from pageable memory the call returns when the bytes have been read.
+        unsafe { result::memcpy_htod_async(self.ptr(), bytes, stream) }.map_err(|e| self.owner().failed("cuMemcpyHtoDAsync", &e))
     }
 
     /// Copies to the host; waits.
     pub(crate) fn download(&self, bytes: &mut [u8]) -> Result<()> {
+        capture::refuse(NO_DOWNLOAD)?;
         if bytes.len() != self.len {
             return Err(Error::invalid("download", format!("{} bytes on the device, room for {}", self.len, bytes.len())));
         }
         if !bytes.is_empty() {
-            self.device.bind()?;
+            let stream = capture::stream(self.owner(), &[&self.block])?;
             // SAFETY: both sides hold `len` bytes, and `bytes` outlives the copy since the stream is waited for below.
-            unsafe { result::memcpy_dtoh_async(bytes, self.ptr, self.device.stream.cu_stream()) }
-                .map_err(|e| self.device.failed("cuMemcpyDtoHAsync", &e))?;
+            unsafe { result::memcpy_dtoh_async(bytes, self.ptr(), stream) }
+                .map_err(|e| self.owner().failed("cuMemcpyDtoHAsync", &e))?;
         }
-        self.device.synchronize()
+        self.owner().synchronize()
+    }
+
+    /// Copies from another buffer of the same length on the same device.
+    pub(crate) fn copy_from(&self, from: &DeviceBuffer) -> Result<()> {
+        if from.len != self.len || from.ordinal() != self.ordinal() {
+            return Err(Error::invalid("copy", format!("{from:?} do not fit into {self:?}")));
+        }
+        if self.len == 0 || self.ptr() == from.ptr() {
+            return Ok(());
+        }
+        let stream = capture::stream(self.owner(), &[&self.block, &from.block])?;
+        // SAFETY: two different blocks of at least `len` bytes on one device.
+        unsafe { result::memcpy_dtod_async(self.ptr(), from.ptr(), self.len, stream) }
+            .map_err(|e| self.owner().failed("cuMemcpyDtoDAsync", &e))
     }
 
     /// The same bytes in a block of their own.
     pub(crate) fn duplicate(&self) -> Result<DeviceBuffer> {
-        let copy = self.device.alloc(self.len)?;
-        if self.len > 0 {
-            self.device.bind()?;
-            // SAFETY: two different blocks of at least `len` bytes on one device.
-            unsafe { result::memcpy_dtod_async(copy.ptr, self.ptr, self.len, self.device.stream.cu_stream()) }
-                .map_err(|e| self.device.failed("cuMemcpyDtoDAsync", &e))?;
-        }
+        let copy = self.owner().alloc(self.len)?;
+        copy.copy_from(self)?;
         Ok(copy)
-    }
-}
-
-impl Drop for DeviceBuffer {
-    fn drop(&mut self) {
-        let mut pool = self.device.pool.lock().unwrap_or_else(PoisonError::into_inner);
-        pool.stats.in_use -= self.block;
-        if *EXACT {
-            // A failure here has been, or will be, reported by the next call that can report it.
-            if self.device.bind().is_ok() {
-                // SAFETY: this buffer owned the block; work queued before on the stream is done with it first.
-                let _ = unsafe { result::free_async(self.ptr, self.device.stream.cu_stream()) };
-            }
-            return;
-        }
-        pool.stats.cached += self.block;
-        pool.free.entry(self.block).or_default().push(self.ptr);
     }
 }

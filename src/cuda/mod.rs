@@ -6,7 +6,9 @@
 #![allow(unsafe_code)]
 
 mod cache;
+pub(crate) mod capture;
 mod device;
+mod graph;
 mod kernel;
 mod launch;
 mod memory;
@@ -15,6 +17,7 @@ mod source;
 mod splice;
 
 pub(crate) use device::{device, device_count};
+pub use graph::Graph;
 pub use kernel::Kernel;
 pub(crate) use launch::{Dims, Launch};
 pub use memory::DeviceBuffer;

@@ -84,7 +84,7 @@ impl Dropout {
                 .array(&y)
                 .array(x)
                 .value(Dims::new(self.name(), &[n_, h, w, c], &[s[0], s[2], s[3], s[1]])?)
-                .value(self.draw.words_2())
+                .draw(self.draw)
                 .value(self.threshold())
                 .value(self.scale())
                 .value(n as i64)
@@ -93,7 +93,7 @@ impl Dropout {
             Launch::new(&y, "dropout.cu", "dropout", &define)?
                 .array(&y)
                 .array(x)
-                .value(self.draw.words_2())
+                .draw(self.draw)
                 .value(self.threshold())
                 .value(self.scale())
                 .value(n as i64)

@@ -9,13 +9,6 @@ use crate::{
     shape::numel,
 };
 
-impl Draw {
-    /// The draw as kernels know it.
-    pub(crate) fn words_2(self) -> [u64; 2] {
-        [self.seed, self.number]
-    }
-}
-
 /// An array of `shape` from the next draw: `kernel` on the device, `f(draw, start, chunk)` on the host.
 fn fill<F: Real>(
     kernel: &'static str,
@@ -31,7 +24,7 @@ fn fill<F: Real>(
     if ctx.is_gpu() {
         Launch::new(&out, "random.cu", kernel, &[("scalar_t", dtype.into())])?
             .array(&out)
-            .value(draw.words_2())
+            .draw(draw)
             .value(a)
             .value(b)
             .value(out.len() as i64)

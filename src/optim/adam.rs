@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use super::{Convention, Optimizer, Prepare, State, Step, check, sgd::start, state};
 use crate::{
     Array, Error, Result,
+    cuda::capture,
     dtype::{Real, real_type},
 };
 
@@ -122,6 +123,8 @@ impl Adam {
 impl Optimizer for Adam {
     fn update(&mut self, index: usize, w: &mut Array, grad: &Array, step: &Step) -> Result<()> {
         check("adam", w, grad)?;
+        // The kernel gets it by value, and each replay would repeat it.
+        capture::refuse("Adam cannot be used: its factor changes with every step")?;
         let rule = self.rule(step, self.state.updates(index).saturating_add(1));
         let slots = self.state.slots("adam", index, w, 2)?;
         let grad = grad.to_layout(w.layout())?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::wide;
-use crate::{Array, Context, DType, Error, Result, cpu::buffers::Buffer};
+use crate::{Array, Context, DType, Error, Result, cpu::buffers::Buffer, cuda::capture};
 
 /// The arrays of one parameter.
 #[derive(Clone, Debug, Default)]
@@ -41,6 +41,11 @@ impl State {
         let entry = self.entries.entry(index).or_default();
         entry.arrays.resize(self.names.len(), None);
         let (ctx, dtype) = (w.context(), wide(w.dtype()));
+        let missing = entry.arrays.iter().take(used).any(Option::is_none) || (dtype != w.dtype() && entry.master.is_none());
+        if missing {
+            // Each replay would begin with an empty state again.
+            capture::refuse("an optimizer's state cannot come to be: run one step before the capture")?;
+        }
         let fit = |a: &mut Array| -> Result<()> {
             if a.shape() != w.shape() || a.dtype() != dtype {
                 let reason = format!("the state of parameter {index} ({}) is not for a parameter of {}", a.dtype(), w.dtype());
@@ -49,7 +54,7 @@ impl State {
             if a.context() != ctx || a.layout() != w.layout() {
                 *a = a.to_layout(w.layout())?.to_context(&ctx)?;
             }
-            a.make_unique()
+            a.in_place(Array::make_unique)
         };
         for place in entry.arrays.iter_mut().take(used) {
             match place {
