@@ -59,7 +59,10 @@ impl Array {
     pub fn zeros(shape: &[usize], dtype: DType, ctx: &Context) -> Result<Self> {
         let n = checked_numel("zeros", shape)?;
         match ctx {
-            Context::Cpu => Ok(element_type!(dtype, T => Self::host(T::wrap(Buffer::zeros(n)), shape, dtype))),
+            Context::Cpu => {
+                room(n * dtype.size())?;
+                Ok(element_type!(dtype, T => Self::host(T::wrap(Buffer::zeros(n)), shape, dtype)))
+            }
             Context::Gpu(i) => {
                 let buffer = cuda::device(*i)?.alloc(n * dtype.size())?;
                 buffer.zero()?;
@@ -96,6 +99,7 @@ impl Array {
         let n = checked_numel("full", shape)?;
         match ctx {
             Context::Cpu => {
+                room(n * dtype.size())?;
                 Ok(element_type!(dtype, T => Self::host(T::wrap(Buffer::full(n, <T as Element>::from_f64(value))), shape, dtype)))
             }
             Context::Gpu(_) => {
@@ -265,7 +269,10 @@ impl Array {
     pub(crate) fn uninit(shape: &[usize], dtype: DType, layout: Layout, ctx: &Context) -> Result<Self> {
         let n = checked_numel("array", shape)?;
         let out = match ctx {
-            Context::Cpu => element_type!(dtype, T => Self::host(T::wrap(Buffer::stale(n)), shape, dtype)),
+            Context::Cpu => {
+                room(n * dtype.size())?;
+                element_type!(dtype, T => Self::host(T::wrap(Buffer::stale(n)), shape, dtype))
+            }
             Context::Gpu(i) => Self::device(cuda::device(*i)?.alloc(n * dtype.size())?, shape, dtype),
         };
         Ok(out.with_layout(layout))
@@ -440,6 +447,16 @@ impl Array {
 fn add_slices<T: Number>(a: &mut Array, b: &Array) -> Result<()> {
     crate::cpu::parallel::zip_assign(a.as_mut_slice::<T>()?, b.as_slice::<T>()?, |a, b| *a = a.plus(b));
     Ok(())
+}
+
+/// An error where the host has no room for that many bytes, rather than the end of the process.
+fn room(bytes: usize) -> Result<()> {
+    const LARGE: usize = 1 << 30;
+    if bytes < LARGE || Vec::<u8>::new().try_reserve_exact(bytes).is_ok() {
+        return Ok(());
+    }
+    let m = crate::cpu::buffers::stats();
+    Err(Error::OutOfMemory { context: Context::Cpu, requested: bytes, in_use: m.in_use, cached: m.cached, free: 0 })
 }
 
 /// The product of the extents, or an error when it does not fit the address space.

@@ -85,10 +85,8 @@ pub enum Error {
         reason: String,
     },
 
-    /// The device has no room for an allocation.
-    #[error(
-        "{context}: out of memory: {requested} bytes asked for, {in_use} in use by arrays, {cached} cached, {free} free on the device"
-    )]
+    /// The device or the host has no room for an allocation.
+    #[error("{context}: out of memory: {requested} bytes asked for, {in_use} in use by arrays, {cached} cached, {free} free")]
     OutOfMemory {
         /// The device.
         context: Context,
@@ -98,7 +96,7 @@ pub enum Error {
         in_use: usize,
         /// Bytes held by the pool for reuse.
         cached: usize,
-        /// Bytes that the driver reports as free.
+        /// Bytes that the driver reports as free; 0 for the host.
         free: usize,
     },
 

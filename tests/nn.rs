@@ -177,3 +177,11 @@ fn a_net_prints_as_a_tree() {
         assert!(text.contains(part), "{part} is not in\n{text}");
     }
 }
+
+#[test]
+fn an_impossible_size_is_an_error() {
+    for shape in [&[1 << 44][..], &[usize::MAX, 2], &[1 << 20, 1 << 20, 1 << 20]] {
+        assert!(Tensor::zeros(shape, &cpu()).is_err(), "{shape:?}");
+        assert!(Tensor::full(shape, 1.0, &cpu()).is_err(), "{shape:?}");
+    }
+}
