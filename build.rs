@@ -1,57 +1,40 @@
-//! Embeds `kernels/*.cu`, their includes spliced in, so that neither a toolkit nor the sources are needed at run time.
+//! Embeds `kernels/*.cu`, their includes spliced in, and the headers, so that neither a toolkit nor the sources are
+//! needed at run time.
 
 use std::{
+    collections::BTreeMap,
     env, fs,
     path::{Path, PathBuf},
 };
 
+#[path = "src/cuda/splice.rs"]
+mod splice;
+
 fn main() {
     println!("cargo:rerun-if-changed=kernels");
     println!("cargo:rerun-if-changed=src/ops");
+    println!("cargo:rerun-if-changed=src/cuda/splice.rs");
     let out = PathBuf::from(env::var("OUT_DIR").expect("cargo sets OUT_DIR"));
-    fs::write(out.join("kernels.rs"), kernel_table(Path::new("kernels"))).expect("OUT_DIR is writable");
+    let (kernels, headers) = (files(Path::new("kernels"), "cu"), files(Path::new("kernels"), "cuh"));
+    let shown = |name: &str| format!("kernels/{name}");
+    let find = |name: &str| match headers.get(name) {
+        Some(text) => Some((shown(name), text.as_str())),
+        // The emulator brings its own version of these.
+        None if name.starts_with("emu_") => None,
+        None => panic!("a kernel includes {name}, which is not in kernels/"),
+    };
+    let spliced = kernels.iter().map(|(name, text)| (name, splice::splice(&shown(name), text, &mut Vec::new(), &find)));
+    fs::write(out.join("kernels.rs"), format!("&{:?}", spliced.collect::<Vec<_>>())).expect("OUT_DIR is writable");
+    fs::write(out.join("headers.rs"), format!("&{:?}", headers.iter().collect::<Vec<_>>())).expect("OUT_DIR is writable");
     fs::write(out.join("op_types.rs"), op_types(Path::new("src/ops"))).expect("OUT_DIR is writable");
 }
 
-/// `&[("relu.cu", "source"), …]`
-fn kernel_table(folder: &Path) -> String {
-    let mut names: Vec<PathBuf> = fs::read_dir(folder)
-        .expect("the crate has a folder kernels")
-        .filter_map(|e| Some(e.ok()?.path()))
-        .filter(|p| p.extension().is_some_and(|e| e == "cu"))
-        .collect();
-    names.sort();
-    let rows: String = names
-        .iter()
-        .map(|path| {
-            let name = path.file_name().expect("a file").to_string_lossy();
-            format!("    ({name:?}, {:?}),\n", splice(path, &mut Vec::new()))
-        })
-        .collect();
-    format!("&[\n{rows}]")
-}
-
-/// The file's text with each `#include "x"` replaced by that file, once; `#line` keeps the compiler's messages true.
-fn splice(path: &Path, seen: &mut Vec<PathBuf>) -> String {
-    let shown = path.display().to_string().replace('\\', "/");
-    let text = fs::read_to_string(path).unwrap_or_else(|e| panic!("{shown}: {e}"));
-    let mut out = format!("#line 1 \"{shown}\"\n");
-    for (i, line) in text.lines().enumerate() {
-        match line.trim().strip_prefix("#include \"").and_then(|l| l.strip_suffix('"')) {
-            // The emulator brings its own version of these.
-            Some(name) if name.starts_with("emu_") => out += &format!("{line}\n"),
-            Some(name) => {
-                let file = path.with_file_name(name);
-                if !seen.contains(&file) {
-                    seen.push(file.clone());
-                    out += &splice(&file, seen);
-                }
-                out += &format!("#line {} \"{shown}\"\n", i + 2);
-            }
-            None => out += &format!("{line}\n"),
-        }
-    }
-    out
+/// Names and texts of the files in `folder` with that extension.
+fn files(folder: &Path, extension: &str) -> BTreeMap<String, String> {
+    let entries = fs::read_dir(folder).expect("the crate has a folder kernels").flatten().map(|e| e.path());
+    let wanted = entries.filter(|p| p.extension().is_some_and(|e| e == extension));
+    let text = |p: &PathBuf| fs::read_to_string(p).unwrap_or_else(|e| panic!("{}: {e}", p.display()));
+    wanted.map(|p| (p.file_name().expect("a file").to_string_lossy().into_owned(), text(&p))).collect()
 }
 
 /// Every type with an `impl Op for`, so that a test can tell an op without a gradient check.

@@ -14,7 +14,7 @@ use std::{
 use clap::Parser;
 use hadal::{
     Context, Error, Result, Trainer,
-    data::{Download, FashionMnist},
+    data::{Download, FashionMnist, Position},
     gpu, init, models,
     nn::Block,
     optim::Sgd,
@@ -28,7 +28,7 @@ struct Args {
     /// cpu, gpu, gpu:1, … or auto: gpu(0) if it can be used, else the CPU
     #[arg(long, default_value = "auto")]
     context: String,
-    /// Passes over the training images
+    /// Passes over the training images, those before --resume included
     #[arg(long, default_value_t = 5)]
     epochs: usize,
     /// Images in a step [default: 256; 50 on the shipped sample]
@@ -52,7 +52,7 @@ struct Args {
     /// Use only the first N images of each set
     #[arg(long)]
     limit: Option<usize>,
-    /// Write the parameters there at the end, also after Ctrl-C
+    /// Write the parameters there at the end, also after Ctrl-C: --resume then goes on with the next batch
     #[arg(long)]
     save: Option<PathBuf>,
     /// Start from parameters that --save wrote
@@ -69,10 +69,10 @@ fn main() {
 
 fn run(args: &Args) -> Result<()> {
     let ctx = context(&args.context)?;
-    if args.context == "auto" && !ctx.is_gpu() {
-        if let Err(why) = gpu(0) {
-            println!("no GPU: {why}");
-        }
+    if args.context == "auto"
+        && let Err(why) = gpu(0)
+    {
+        println!("no GPU: {why}");
     }
     let data = load(args)?;
     println!("{}", data.describe());
@@ -87,12 +87,14 @@ fn run(args: &Args) -> Result<()> {
 
     hadal::random::seed(args.seed);
     let net = models::resnet18(10);
-    let mut first_epoch = 0;
+    let mut start = Position::default();
     match &args.resume {
         Some(file) => {
             net.load(file, &ctx)?;
-            first_epoch = hadal::nn::metadata(file)?.get("epochs").and_then(|e| e.parse().ok()).unwrap_or(0);
-            println!("resumed from {} after {first_epoch} epoch(s)", file.display());
+            let words = hadal::nn::metadata(file)?;
+            let word = |name: &str| words.get(name).and_then(|w| w.parse::<u64>().ok()).unwrap_or(0);
+            start = Position { epoch: word("epoch"), batch: word("batch") as usize };
+            println!("resumed from {} after {} epoch(s) and {} batch(es)", file.display(), start.epoch, start.batch);
         }
         None => net.initialize(init::Xavier::new(), &ctx)?,
     }
@@ -108,15 +110,15 @@ fn run(args: &Args) -> Result<()> {
     });
     handler.map_err(|e| Error::invalid("ctrl-c", e.to_string()))?;
 
-    let options = RunOptions { first_epoch, stop: Some(&stop), quiet: false };
-    let reports = train_run(&net, &train, &test, &mut trainer, args.epochs, options)?;
-    if let Some(last) = reports.last() {
+    let options = RunOptions { start, stop: Some(&stop), quiet: false };
+    let run = train_run(&net, &train, &test, &mut trainer, args.epochs, options)?;
+    if let Some(last) = run.epochs.last() {
         println!("{:.1} images/s on {ctx}", last.samples as f64 / last.seconds);
     }
     if let Some(file) = &args.save {
-        let epochs = first_epoch + reports.len();
-        Block::save_with(&net, file, &[("epochs", &epochs.to_string())])?;
-        println!("parameters after {epochs} epoch(s) are in {}", file.display());
+        let Position { epoch, batch } = run.end;
+        net.save_with(file, &[("epoch", &epoch.to_string()), ("batch", &batch.to_string())])?;
+        println!("parameters after {epoch} epoch(s) and {batch} batch(es) are in {}", file.display());
     }
     Ok(())
 }

@@ -2,9 +2,13 @@
 // Element (o, r) lies at x + place(o, kept) + place(r, reduced). A job is one output of one slice of `len` elements;
 // the jobs of a slice are dense in y, so that a second pass can fold y (slices, outputs) over its first axis.
 // -Dout_t is y's dtype, -DFOLD one of the names below. The order of additions depends on the sizes alone.
-// variants: scalar_t=float,f16,bf16; out_t=float,f16,bf16; FOLD=SUM,PROD,PROD_NONZERO,ZEROS
+// Halves are folded to f32 first where that takes two passes, u8 always becomes i64:
+// variants: scalar_t=float; out_t=float,f16,bf16; FOLD=SUM,PROD
+// variants: scalar_t=f16; out_t=f16,float; FOLD=SUM,PROD
+// variants: scalar_t=bf16; out_t=bf16,float; FOLD=SUM,PROD
+// variants: scalar_t=float,f16,bf16; out_t=float; FOLD=PROD_NONZERO,ZEROS
 // variants: scalar_t=double; out_t=double; FOLD=SUM,PROD,PROD_NONZERO,ZEROS
-// variants: scalar_t=i64,u8; out_t=i64,u8; FOLD=SUM,PROD,PROD_NONZERO,ZEROS
+// variants: scalar_t=i64,u8; out_t=i64; FOLD=SUM,PROD
 #include "reduce.cuh"
 
 enum { SUM, PROD, PROD_NONZERO, ZEROS };

@@ -68,6 +68,29 @@ impl Array {
         }
     }
 
+    /// Unspecified contents, for an op's output: every element is to be written before it is read.
+    ///
+    /// On the CPU the memory holds numbers of earlier arrays or zeros; on a GPU what the kernel does not write stays
+    /// as it was, which [`check::parity`](crate::check::parity) turns into NaN.
+    ///
+    /// ```
+    /// use hadal::{Array, DType, cpu};
+    /// let mut y = Array::empty(&[2], DType::F32, &cpu())?;
+    /// y.as_mut_slice::<f32>()?.copy_from_slice(&[1., 2.]);
+    /// # Ok::<(), hadal::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] on a GPU; [`Error::Shape`] when the shape has too many elements.
+    pub fn empty(shape: &[usize], dtype: DType, ctx: &Context) -> Result<Self> {
+        Self::uninit(shape, dtype, Layout::RowMajor, ctx)
+    }
+
+    /// [`Array::empty`] with this array's shape, dtype, layout and device.
+    pub fn empty_like(&self) -> Result<Self> {
+        self.uninit_like()
+    }
+
     /// All equal to `value`, rounded to the dtype.
     pub fn full(shape: &[usize], value: f64, dtype: DType, ctx: &Context) -> Result<Self> {
         let n = checked_numel("full", shape)?;

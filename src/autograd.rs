@@ -188,10 +188,10 @@ impl Drop for Node {
     fn drop(&mut self) {
         let mut edges = std::mem::take(&mut self.inputs);
         while let Some(edge) = edges.pop() {
-            if let Some(Edge::Node(parent, _)) = edge {
-                if let Some(mut parent) = Arc::into_inner(parent) {
-                    edges.append(&mut parent.inputs);
-                }
+            if let Some(Edge::Node(parent, _)) = edge
+                && let Some(mut parent) = Arc::into_inner(parent)
+            {
+                edges.append(&mut parent.inputs);
             }
         }
     }

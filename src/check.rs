@@ -14,7 +14,7 @@ use std::fmt;
 use crate::{
     Array, Context, DType, Error, Layout, Result,
     autograd::{Op, Saved},
-    cpu,
+    cpu, cuda,
     random::{Draw, unit},
     shape::Display,
 };
@@ -109,33 +109,30 @@ struct Pass {
     gradients: Vec<Option<Array>>,
 }
 
-/// Cotangents for the outputs: fixed random numbers, the same on every context and for every dtype.
-fn cotangents(outputs: &[Array], ctx: &Context) -> Result<Vec<Array>> {
+/// Cotangents for the outputs: fixed random numbers, the same on every context, as `rounded` holds them.
+fn cotangents(outputs: &[Array], ctx: &Context, rounded: DType) -> Result<Vec<Array>> {
     let cot = |(i, y): (usize, &Array)| {
-        let dy = random(y.shape(), 1000 + i as u64)?;
+        let dy = cast(&random(y.shape(), 1000 + i as u64)?, rounded)?;
         let dtype = if y.dtype().is_float() { y.dtype() } else { DType::F32 };
         cast(&dy, dtype)?.to_context(ctx)?.to_layout(y.layout())
     };
     outputs.iter().enumerate().map(cot).collect()
 }
 
-fn run(op: &dyn Op, inputs: &[Array], ctx: &Context) -> Result<Pass> {
+fn run(op: &dyn Op, inputs: &[Array], ctx: &Context, rounded: DType) -> Result<Pass> {
     let refs: Vec<&Array> = inputs.iter().collect();
     let mut saved = Saved::new(&refs, inputs.iter().map(|a| a.dtype().is_float()).collect());
     let outputs = op.forward(&refs, &mut saved)?;
-    let gradients = op.backward(&saved, &cotangents(&outputs, ctx)?)?;
+    let gradients = op.backward(&saved, &cotangents(&outputs, ctx, rounded)?)?;
     if gradients.len() != inputs.len() {
         return Err(Error::Check(format!("{}: {} inputs, {} gradients", op.name(), inputs.len(), gradients.len())));
     }
     for (g, x) in gradients.iter().zip(inputs) {
-        if let Some(g) = g {
-            if g.shape() != x.shape() {
-                return Err(Error::shape(
-                    "check",
-                    format!("{}: a gradient of another shape", op.name()),
-                    &[g.shape(), x.shape()],
-                ));
-            }
+        if let Some(g) = g
+            && g.shape() != x.shape()
+        {
+            let reason = format!("{}: a gradient of another shape", op.name());
+            return Err(Error::shape("check", reason, &[g.shape(), x.shape()]));
         }
     }
     Ok(Pass { outputs, gradients })
@@ -162,8 +159,9 @@ pub fn gradients(op: &dyn Op, inputs: &[Array]) -> Result<()> {
     const STEP: f64 = 1e-5;
     const BOUND: f64 = 1e-6;
     let inputs = inputs.iter().map(|a| cast(&a.to_context(&cpu())?, DType::F64)).collect::<Result<Vec<_>>>()?;
-    let pass = run(op, &inputs, &cpu())?;
-    let cots: Vec<Vec<f64>> = cotangents(&pass.outputs, &cpu())?.iter().map(Array::to_f64_vec).collect::<Result<_>>()?;
+    let pass = run(op, &inputs, &cpu(), DType::F64)?;
+    let cots: Vec<Vec<f64>> =
+        cotangents(&pass.outputs, &cpu(), DType::F64)?.iter().map(Array::to_f64_vec).collect::<Result<_>>()?;
     let objective = |inputs: &[Array]| -> Result<f64> {
         let refs: Vec<&Array> = inputs.iter().collect();
         let outputs = op.forward(&refs, &mut Saved::new(&refs, vec![false; inputs.len()]))?;
@@ -207,7 +205,8 @@ pub fn gradients(op: &dyn Op, inputs: &[Array]) -> Result<()> {
 
 /// Checks that `op` computes the same on two contexts, outputs and gradients, within [`bound`] of the inputs' dtype.
 ///
-/// The inputs are taken as they are (dtype and layout) and moved to each context.
+/// The inputs are taken as they are (dtype and layout) and moved to each context. What the op allocates on a GPU from this
+/// thread begins as 0xFF bytes (NaN, 255, −1), so that an element which no kernel writes is a difference.
 ///
 /// # Errors
 /// [`Error::Check`] names the op, what differs, and the worst element.
@@ -220,7 +219,8 @@ pub fn parity(op: &dyn Op, inputs: &[Array], a: &Context, b: &Context) -> Result
 pub fn parity_within(op: &dyn Op, inputs: &[Array], a: &Context, b: &Context, bound: f64) -> Result<()> {
     let on = |ctx: &Context| -> Result<Pass> {
         let inputs = inputs.iter().map(|x| x.to_context(ctx)).collect::<Result<Vec<_>>>()?;
-        run(op, &inputs, ctx)
+        // On recycled memory an element that a kernel forgets would hold an earlier run's answer.
+        cuda::poisoned(|| run(op, &inputs, ctx, DType::F64))
     };
     compare(op.name(), &on(a)?, &on(b)?, &format!("{a} against {b}"), bound)
 }
@@ -233,12 +233,13 @@ pub fn reference(op: &dyn Op, inputs: &[Array], dtype: DType) -> Result<()> {
     reference_within(op, inputs, dtype, 2.0 * bound(dtype))
 }
 
-/// [`reference`] with a bound of the caller's.
+/// [`reference()`] with a bound of the caller's.
 pub fn reference_within(op: &dyn Op, inputs: &[Array], dtype: DType, bound: f64) -> Result<()> {
     // Rounded first, so that both see the same numbers.
     let own = inputs.iter().map(|x| cast(&x.to_context(&cpu())?, dtype)?.to_layout(x.layout())).collect::<Result<Vec<_>>>()?;
     let exact = own.iter().map(|x| cast(x, DType::F64)?.to_layout(x.layout())).collect::<Result<Vec<_>>>()?;
-    compare(op.name(), &run(op, &own, &cpu())?, &run(op, &exact, &cpu())?, &format!("{dtype} against f64"), bound)
+    let run = |x: &[Array]| run(op, x, &cpu(), dtype);
+    compare(op.name(), &run(&own)?, &run(&exact)?, &format!("{dtype} against f64"), bound)
 }
 
 fn compare(name: &str, a: &Pass, b: &Pass, which: &str, bound: f64) -> Result<()> {

@@ -224,8 +224,8 @@ mod tests {
         let cases: [(&dyn Init, f64); 7] = [
             (&Uniform::default(), 0.07 / 3f64.sqrt()),
             (&Normal(0.5), 0.5),
-            (&Xavier::new(), (1.0 / avg as f64).sqrt()),
-            (&Xavier::new().gaussian(), (1.0 / avg as f64).sqrt()),
+            (&Xavier::new(), (1.0f64 / avg).sqrt()),
+            (&Xavier::new().gaussian(), (1.0f64 / avg).sqrt()),
             (&Xavier::new().fan(Fan::In), (1.0 / 288f64).sqrt()),
             (&Msra::new(), (2.0 / 288f64).sqrt()),
             (&Msra::new().fan(Fan::Out).slope(1.0), (1.0 / 576f64).sqrt()),

@@ -173,9 +173,9 @@ mod tests {
     #[test]
     fn words_do_not_depend_on_where_a_chunk_starts() {
         let draw = Draw { seed: 3, number: 9 };
-        let mut all = vec![0; 23];
+        let mut all = [0; 23];
         draw.words(0, 23, |i, w| all[i] = w);
-        let mut tail = vec![0; 16];
+        let mut tail = [0; 16];
         draw.words(7, 16, |i, w| tail[i] = w);
         assert_eq!(all[7..], tail[..]);
     }

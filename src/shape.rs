@@ -16,7 +16,8 @@ pub enum Layout {
 
 /// Number of elements of `shape`, 1 for a scalar.
 pub fn numel(shape: &[usize]) -> usize {
-    shape.iter().product()
+    // Beside an extent of 0 the others may be anything.
+    shape.iter().fold(1, |n, &e| n.saturating_mul(e))
 }
 
 /// Element strides of `shape` in `layout`.
@@ -116,6 +117,12 @@ mod tests {
         assert_eq!(broadcast("add", &[0, 1], &[1, 5]).unwrap(), [0, 5]);
         assert!(broadcast("add", &[2], &[3]).is_err());
         assert_eq!(broadcast_strides(&[3, 1], &[2, 3, 4]), [0, 1, 0]);
+    }
+
+    #[test]
+    fn extents_beside_none_may_be_anything() {
+        assert_eq!((numel(&[usize::MAX, 2, 0]), numel(&[0, usize::MAX, 2]), numel(&[])), (0, 0, 1));
+        assert_eq!(strides(&[2, usize::MAX, 2, 0], Layout::RowMajor), [0, 0, 0, 1]);
     }
 
     #[test]

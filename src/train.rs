@@ -12,7 +12,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::{
     Array, Context, DType, Result, Tensor, Trainer, autograd,
-    data::DataLoader,
+    data::{DataLoader, Position},
     loss::SoftmaxCrossEntropy,
     nn::{Block, Forward},
 };
@@ -90,12 +90,27 @@ pub fn evaluate_with(net: impl Fn(&Tensor) -> Result<Tensor>, data: &DataLoader)
 /// A training run beyond the book's arguments.
 #[derive(Clone, Copy, Default)]
 pub struct RunOptions<'a> {
-    /// Epochs that were finished before: numbering and order of the data go on from there.
-    pub first_epoch: usize,
+    /// Where an earlier run ended: numbering and order of the data go on from there, also inside an epoch.
+    pub start: Position,
     /// Set by somebody else (a Ctrl-C handler, say) to end after the current batch.
     pub stop: Option<&'a AtomicBool>,
     /// Prints nothing.
     pub quiet: bool,
+}
+
+impl RunOptions<'_> {
+    fn stopped(&self) -> bool {
+        self.stop.is_some_and(|s| s.load(Ordering::Relaxed))
+    }
+}
+
+/// What a training run brought.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Run {
+    /// The epochs that were finished.
+    pub epochs: Vec<EpochReport>,
+    /// Where to go on: after the last batch that was used.
+    pub end: Position,
 }
 
 /// The book's training loop for convolutional nets: softmax cross-entropy, one line an epoch.
@@ -112,10 +127,11 @@ pub fn train_ch5(
     trainer: &mut Trainer,
     epochs: usize,
 ) -> Result<Vec<EpochReport>> {
-    train_run(net, train, test, trainer, epochs, RunOptions::default())
+    Ok(train_run(net, train, test, trainer, epochs, RunOptions::default())?.epochs)
 }
 
-/// [`train_ch5`] that can be resumed and stopped.
+/// [`train_ch5`] that can be stopped and resumed: with the same parameters, a run in two parts ends with the same bits as
+/// one in one part (for optimizers without state). `epochs` counts from the start of the whole training.
 pub fn train_run(
     net: &impl Block,
     train: &DataLoader,
@@ -123,24 +139,33 @@ pub fn train_run(
     trainer: &mut Trainer,
     epochs: usize,
     options: RunOptions<'_>,
-) -> Result<Vec<EpochReport>> {
+) -> Result<Run> {
     if !options.quiet {
         println!("training on {}", train.context());
     }
     let loss = SoftmaxCrossEntropy::new();
     let forward = |x: &Tensor| net.forward(x);
     let criterion = |p: &Tensor, y: &Tensor| loss.forward(p, y);
-    let mut reports = Vec::new();
-    for epoch in options.first_epoch..options.first_epoch + epochs {
-        let Some(report) = run_epoch(&forward, &criterion, train, test, &mut |n| trainer.step(n), epoch, &options)? else {
-            break;
-        };
-        if !options.quiet {
-            println!("{report}");
+    let mut run = Run { epochs: Vec::new(), end: options.start };
+    while run.end.epoch < epochs as u64 {
+        match run_epoch(&forward, &criterion, train, test, &mut |n| trainer.step(n), run.end, &options)? {
+            Ended::Epoch(report) => {
+                if !options.quiet {
+                    println!("{report}");
+                }
+                run.epochs.push(report);
+                run.end = Position { epoch: run.end.epoch + 1, batch: 0 };
+                if options.stopped() {
+                    break;
+                }
+            }
+            Ended::Stopped(at) => {
+                run.end = at;
+                break;
+            }
         }
-        reports.push(report);
     }
-    Ok(reports)
+    Ok(run)
 }
 
 /// How [`train_ch3`] changes the parameters.
@@ -171,7 +196,8 @@ pub fn train_ch3(
             Updater::Trainer(t) => t.step(n),
             Updater::Sgd { params, lr } => sgd(params, *lr, n),
         };
-        let Some(r) = run_epoch(&net, &loss, train, test, &mut update, epoch, &RunOptions::default())? else { break };
+        let at = Position { epoch: epoch as u64, batch: 0 };
+        let Ended::Epoch(r) = run_epoch(&net, &loss, train, test, &mut update, at, &RunOptions::default())? else { break };
         println!("epoch {}, loss {:.4}, train acc {:.3}, test acc {:.3}", r.epoch, r.loss, r.train_accuracy, r.test_accuracy);
         reports.push(r);
     }
@@ -187,20 +213,30 @@ pub fn sgd(params: &[Tensor], lr: f64, batch_size: usize) -> Result<()> {
     Ok(())
 }
 
-/// One epoch of training and the test pass; `None` when it was stopped.
+/// How an epoch ended.
+enum Ended {
+    Epoch(EpochReport),
+    /// After the batch before this position.
+    Stopped(Position),
+}
+
+/// One epoch of training from `at` on, and the test pass.
 fn run_epoch(
     net: &dyn Fn(&Tensor) -> Result<Tensor>,
     loss: &dyn Fn(&Tensor, &Tensor) -> Result<Tensor>,
     train: &DataLoader,
     test: &DataLoader,
     step: &mut dyn FnMut(usize) -> Result<()>,
-    epoch: usize,
+    at: Position,
     options: &RunOptions<'_>,
-) -> Result<Option<EpochReport>> {
+) -> Result<Ended> {
     let start = Instant::now();
     let (mut loss_sum, mut right, mut samples) = (Sum::new(&train.context())?, Sum::new(&train.context())?, 0);
-    let bar = progress(train.samples(), epoch + 1, options.quiet);
-    for batch in train.epoch(epoch as u64)? {
+    let epoch = at.epoch as usize + 1;
+    let skipped = at.batch.saturating_mul(train.batch_size());
+    let bar = progress(train.samples().saturating_sub(skipped), epoch, options.quiet);
+    let mut next = at;
+    for batch in train.resume(at)? {
         let (x, y) = batch?;
         let (logits, l) = autograd::record(|| -> Result<_> {
             let logits = net(&x)?;
@@ -212,10 +248,12 @@ fn run_epoch(
         loss_sum.add(&l)?;
         right.add(&correct(&logits, &y)?)?;
         samples += x.len();
+        next.batch += 1;
         bar.inc(x.len() as u64);
-        if options.stop.is_some_and(|s| s.load(Ordering::Relaxed)) {
+        // After the last batch nothing is left of the epoch but its test pass.
+        if options.stopped() && next.batch < train.batches() {
             bar.finish_and_clear();
-            return Ok(None);
+            return Ok(Ended::Stopped(next));
         }
     }
     bar.finish_and_clear();
@@ -223,7 +261,7 @@ fn run_epoch(
     let (loss, train_accuracy) = (loss_sum.read()? / n, right.read()? / n);
     let test_accuracy = evaluate_with(net, test)?;
     let seconds = start.elapsed().as_secs_f64();
-    Ok(Some(EpochReport { epoch: epoch + 1, loss, train_accuracy, test_accuracy, seconds, samples }))
+    Ok(Ended::Epoch(EpochReport { epoch, loss, train_accuracy, test_accuracy, seconds, samples }))
 }
 
 /// A bar on a terminal, nothing in a pipe.

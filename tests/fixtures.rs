@@ -100,7 +100,7 @@ impl Case {
             Ok((name.clone(), if self.grads.contains(name) { t.attach_grad() } else { t }))
         };
         let inputs: BTreeMap<String, Tensor> = self.inputs.iter().map(variable).collect::<Result<_>>()?;
-        let call = Call { inputs: &inputs, attrs: &self.attrs, how };
+        let call = Call { inputs: &inputs, attrs: &self.attrs };
         let outputs = autograd::record(|| forward(&self.op, &call))?;
         for name in &self.outputs {
             let own = outputs.iter().find(|(n, _)| n == name).map(|(_, t)| t);
@@ -169,7 +169,6 @@ struct How {
 struct Call<'a> {
     inputs: &'a BTreeMap<String, Tensor>,
     attrs: &'a Value,
-    how: &'a How,
 }
 
 impl Call<'_> {

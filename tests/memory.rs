@@ -28,13 +28,16 @@ fn later_steps_ask_the_system_for_no_memory() -> Result<()> {
             trainer.step(64)?;
             Ok(ctx.memory()?.system_allocations)
         };
-        for _ in 0..5 {
+        // Scratch is taken by as many tasks as happen to run at once, so that on the CPU a size may be asked for once more
+        // when two threads first meet there; a leak or a pool that thrashes would ask in every step.
+        let (warm, steps, late) = if ctx.is_gpu() { (5, 20, 0) } else { (100, 900, 3) };
+        for _ in 0..warm {
             step()?;
         }
         let settled = step()?;
-        let steps = if ctx.is_gpu() { 20 } else { 1000 };
         for i in 0..steps {
-            assert_eq!(step()?, settled, "{ctx}: step {i} allocated");
+            let asked = step()? - settled;
+            assert!(asked <= late, "{ctx}: {asked} allocations by step {i}");
         }
         let m = ctx.memory()?;
         assert!(m.in_use > 0 && m.in_use + m.cached <= m.peak.max(m.in_use) * 2, "{ctx}: {m:?}");

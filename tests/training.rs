@@ -1,14 +1,17 @@
 //! Whole training steps: losses, reproducibility, contexts against each other, memory.
 
+use std::sync::atomic::AtomicBool;
+
 use hadal::{
     Context, Result, Tensor, Trainer, autograd, cpu,
-    data::{DataLoader, FashionMnist},
+    data::{DataLoader, FashionMnist, Position},
     init,
     loss::SoftmaxCrossEntropy,
     models,
     nn::Sequential,
     optim::Sgd,
     random,
+    train::{RunOptions, train_run},
 };
 
 #[path = "common/mod.rs"]
@@ -157,5 +160,43 @@ fn a_trainer_refuses_stale_gradients() -> Result<()> {
     net.forward(&Tensor::ones(&[1, 784], &cpu())?)?;
     let e = trainer.step(1).unwrap_err().to_string();
     assert!(e.contains("net[0].weight") && e.contains("backward"), "{e}");
+    Ok(())
+}
+
+#[test]
+fn a_run_in_two_parts_ends_with_the_same_bits_as_one() -> Result<()> {
+    let set = FashionMnist::sample("a test")?;
+    let train = DataLoader::new(&set.train.take(90), 20, &cpu())?.shuffle(3);
+    let test = DataLoader::new(&set.test.take(20), 20, &cpu())?;
+    let weights = |net: &Sequential| -> Result<Vec<f32>> {
+        net.collect().iter().map(|(_, p)| p.data()?.to_vec()).collect::<Result<Vec<_>>>().map(|v| v.concat())
+    };
+    let start = || -> Result<Sequential> {
+        random::seed(4);
+        let net = models::lenet_relu(10);
+        net.initialize(init::Xavier::new(), &cpu())?;
+        Ok(net)
+    };
+    let run = |net: &Sequential, options: RunOptions<'_>| {
+        train_run(
+            net,
+            &train,
+            &test,
+            &mut Trainer::new(net.parameters(), Sgd::new(0.1)),
+            2,
+            RunOptions { quiet: true, ..options },
+        )
+    };
+    let whole = start()?;
+    assert_eq!(run(&whole, RunOptions::default())?.end, Position { epoch: 2, batch: 0 });
+
+    let parts = start()?;
+    let stop = AtomicBool::new(true);
+    let first = run(&parts, RunOptions { stop: Some(&stop), ..Default::default() })?;
+    assert_eq!((first.end, first.epochs.len()), (Position { epoch: 0, batch: 1 }, 0));
+    assert_ne!(weights(&parts)?, weights(&whole)?);
+    let rest = run(&parts, RunOptions { start: first.end, ..Default::default() })?;
+    assert_eq!(rest.epochs.iter().map(|e| (e.epoch, e.samples)).collect::<Vec<_>>(), [(1, 70), (2, 90)]);
+    assert_eq!(weights(&parts)?, weights(&whole)?);
     Ok(())
 }

@@ -1,10 +1,12 @@
-//! A bounds-checked front to the `gemm` crate.
+//! A bounds-checked front to the `gemm` crate, of which only the parts for f32 and f64 are built.
 //!
 //! This is the only module of the CPU path that contains `unsafe`. The crate takes raw pointers with arbitrary strides; here every matrix is a slice with a row
 //! and a column stride, and the products are refused (by a panic) unless each element that can be touched lies inside its slice and no two elements of the
 //! destination share a place.
 
 #![allow(unsafe_code)]
+
+use gemm_common::Parallelism;
 
 /// A read-only `rows x cols` view: element (i, j) is `data[i * rs + j * cs]`.
 #[derive(Clone, Copy)]
@@ -57,16 +59,48 @@ pub enum Threads {
 }
 
 /// Element types that the products are compiled for.
-pub trait Scalar: Copy + Send + Sync + PartialEq + std::ops::Mul<Output = Self> + 'static {
+pub trait Scalar: Copy + Send + Sync + PartialEq + 'static {
     const ZERO: Self;
+    /// The crate's product for this type and this processor.
+    fn product() -> Product<Self>;
 }
+
+/// `(m, n, k, c, c_cs, c_rs, read_c, a, a_cs, a_rs, b, b_cs, b_rs, beta, alpha, conj_c, conj_a, conj_b, threads)`
+#[allow(clippy::type_complexity)]
+pub type Product<T> = unsafe fn(
+    usize,
+    usize,
+    usize,
+    *mut T,
+    isize,
+    isize,
+    bool,
+    *const T,
+    isize,
+    isize,
+    *const T,
+    isize,
+    isize,
+    T,
+    T,
+    bool,
+    bool,
+    bool,
+    Parallelism,
+);
 
 impl Scalar for f32 {
     const ZERO: f32 = 0.0;
+    fn product() -> Product<f32> {
+        gemm_f32::gemm::f32::get_gemm_fn()
+    }
 }
 
 impl Scalar for f64 {
     const ZERO: f64 = 0.0;
+    fn product() -> Product<f64> {
+        gemm_f64::gemm::f64::get_gemm_fn()
+    }
 }
 
 /// The largest index that a `rows x cols` view touches; `None` when the arithmetic overflows.
@@ -88,7 +122,7 @@ fn check(what: &str, len: usize, rows: usize, cols: usize, rs: usize, cs: usize)
 /// Raises the width from which the crate copies a left operand that is contiguous already: up to 96 columns the copy costs more than it gains.
 fn tune() {
     static ONCE: std::sync::Once = std::sync::Once::new();
-    ONCE.call_once(|| gemm::set_lhs_packing_threshold_single_thread(16));
+    ONCE.call_once(|| gemm_common::gemm::set_lhs_packing_threshold_single_thread(16));
 }
 
 /// c := alpha * a * b + beta * c, with a of m x k, b of k x n and c of m x n elements. `beta == 0` overwrites c without reading it (so NaN there does not spread).
@@ -113,22 +147,24 @@ pub fn gemm<T: Scalar>(m: usize, n: usize, k: usize, alpha: T, a: Mat<T>, b: Mat
         return;
     }
     let parallelism = match threads {
-        Threads::One => gemm::Parallelism::None,
-        Threads::Pool => gemm::Parallelism::Rayon(0),
+        Threads::One => Parallelism::None,
+        Threads::Pool => Parallelism::Rayon(0),
     };
+    // The crate prefers a destination whose columns are contiguous: of the transposed problem, if need be.
+    let (m, n, a, b, c_rs, c_cs) = if c.cs < c.rs { (n, m, b.t(), a.t(), c.cs, c.rs) } else { (m, n, a, b, c.rs, c.cs) };
     tune();
     // SAFETY: `check` established that every index i * rs + j * cs with i and j in range lies inside the slice of its matrix, and that the strides fit isize;
     // c is uniquely borrowed and its elements are distinct, so threads that write different elements do not race, and the shared borrows of a and b cannot
-    // alias c. With k == 0, a and b are empty and the crate does not read them. T is f32 or f64 (`Scalar` has no other implementation here, and the crate
-    // panics on other types), plain data without drop or padding. The slices outlive the call, which is synchronous.
+    // alias c. With k == 0, a and b are empty and the crate does not read them. The function is the crate's for T, and all strides are non-negative, as it
+    // expects. The slices outlive the call, which is synchronous.
     unsafe {
-        gemm::gemm(
+        T::product()(
             m,
             n,
             k,
             c.data.as_mut_ptr(),
-            c.cs as isize,
-            c.rs as isize,
+            c_cs as isize,
+            c_rs as isize,
             beta != T::ZERO,
             a.data.as_ptr(),
             a.cs as isize,

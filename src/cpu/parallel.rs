@@ -1,4 +1,7 @@
 //! Loops over slices on all cores. Chunks are fixed, so results do not depend on the number of threads.
+//!
+//! The loops hand their closures to rayon as `dyn Fn`: its machinery is then compiled once for each element type instead
+//! of once for each closure, which more than halves the time to build the crate, and a call for a chunk costs nothing.
 
 use rayon::prelude::*;
 
@@ -7,31 +10,10 @@ const SERIAL: usize = 32 << 10;
 /// Elements that one task takes.
 const CHUNK: usize = 16 << 10;
 
-/// `y[i] = f(x[i])`.
-pub(crate) fn map<X: Copy + Sync, Y: Send>(y: &mut [Y], x: &[X], f: impl Fn(X) -> Y + Sync) {
-    let run = |(y, x): (&mut [Y], &[X])| y.iter_mut().zip(x).for_each(|(y, &x)| *y = f(x));
-    if y.len() < SERIAL {
-        return run((y, x));
-    }
-    y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(run);
-}
-
-/// `y[i] = f(a[i], b[i])`.
-pub(crate) fn zip<A: Copy + Sync, B: Copy + Sync, Y: Send>(y: &mut [Y], a: &[A], b: &[B], f: impl Fn(A, B) -> Y + Sync) {
-    let run = |((y, a), b): ((&mut [Y], &[A]), &[B])| y.iter_mut().zip(a).zip(b).for_each(|((y, &a), &b)| *y = f(a, b));
-    if y.len() < SERIAL {
-        return run(((y, a), b));
-    }
-    y.par_chunks_mut(CHUNK).zip(a.par_chunks(CHUNK)).zip(b.par_chunks(CHUNK)).for_each(run);
-}
-
-/// `f(&mut y[i], x[i])`.
-pub(crate) fn zip_assign<X: Copy + Sync, Y: Send>(y: &mut [Y], x: &[X], f: impl Fn(&mut Y, X) + Sync) {
-    let run = |(y, x): (&mut [Y], &[X])| y.iter_mut().zip(x).for_each(|(y, &x)| f(y, x));
-    if y.len() < SERIAL {
-        return run((y, x));
-    }
-    y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(run);
+/// `f(i, piece)` for each piece of `len` elements of `y`, on all cores.
+#[inline(never)]
+pub(crate) fn pieces<Y: Send>(y: &mut [Y], len: usize, f: &(dyn Fn(usize, &mut [Y]) + Sync)) {
+    y.par_chunks_mut(len.max(1)).enumerate().for_each(|(i, y)| f(i, y));
 }
 
 /// `f(start, chunk)` over chunks of `y`; `start` is the chunk's offset.
@@ -39,7 +21,26 @@ pub(crate) fn chunks<Y: Send>(y: &mut [Y], f: impl Fn(usize, &mut [Y]) + Sync) {
     if y.len() < SERIAL {
         return f(0, y);
     }
-    y.par_chunks_mut(CHUNK).enumerate().for_each(|(i, y)| f(i * CHUNK, y));
+    pieces(y, CHUNK, &|i, y| f(i * CHUNK, y));
+}
+
+/// `y[i] = f(x[i])`.
+pub(crate) fn map<X: Copy + Sync, Y: Send>(y: &mut [Y], x: &[X], f: impl Fn(X) -> Y + Sync) {
+    chunks(y, |start, y| y.iter_mut().zip(&x[start..]).for_each(|(y, &x)| *y = f(x)));
+}
+
+/// `y[i] = f(a[i], b[i])`.
+pub(crate) fn zip<A: Copy + Sync, B: Copy + Sync, Y: Send>(y: &mut [Y], a: &[A], b: &[B], f: impl Fn(A, B) -> Y + Sync) {
+    chunks(y, |start, y| {
+        let n = y.len();
+        let (a, b) = (&a[start..start + n], &b[start..start + n]);
+        y.iter_mut().zip(a).zip(b).for_each(|((y, &a), &b)| *y = f(a, b));
+    });
+}
+
+/// `f(&mut y[i], x[i])`.
+pub(crate) fn zip_assign<X: Copy + Sync, Y: Send>(y: &mut [Y], x: &[X], f: impl Fn(&mut Y, X) + Sync) {
+    chunks(y, |start, y| y.iter_mut().zip(&x[start..]).for_each(|(y, &x)| f(y, x)));
 }
 
 /// `f(i, row)` over rows of `len` elements of `y`.
@@ -52,7 +53,7 @@ pub(crate) fn rows<Y: Send>(y: &mut [Y], len: usize, f: impl Fn(usize, &mut [Y])
     }
     // Short rows are grouped so that a task is worth its cost.
     let group = (CHUNK / len).max(1);
-    y.par_chunks_mut(group * len).enumerate().for_each(|(g, rows)| {
+    pieces(y, group * len, &|g, rows| {
         rows.chunks_mut(len).enumerate().for_each(|(i, y)| f(g * group + i, y));
     });
 }

@@ -11,7 +11,11 @@ use cudarc::driver::{
     sys::{self, CUdevice_attribute_enum as Attribute},
 };
 
-use super::{capture, launch::Module, launch::Spec, memory::Pool};
+use super::{
+    capture,
+    memory::Pool,
+    source::{Module, Spec},
+};
 use crate::{Context, Error, Result, context::MemoryStats};
 
 /// One GPU: its primary context, the stream on which everything is ordered, its pool and its kernels.

@@ -4,6 +4,7 @@
 //! at once: the kernels that still read it were queued before the kernels that will write it.
 
 use std::{
+    cell::Cell,
     collections::BTreeMap,
     sync::{Arc, PoisonError},
 };
@@ -26,6 +27,26 @@ pub(super) struct Pool {
 
 /// `HADAL_POOL=off` gives every array memory of its own, of the exact size, so that a memory checker sees each overrun.
 pub(super) static EXACT: Lazy<bool> = Lazy::new(|| std::env::var("HADAL_POOL").is_ok_and(|v| v == "off" || v == "0"));
+
+/// `HADAL_POISON=1` fills each array's memory with 0xFF (NaN in every float type) before it is written.
+static POISON: Lazy<bool> = Lazy::new(|| std::env::var("HADAL_POISON").is_ok_and(|v| v == "1"));
+
+thread_local! {
+    static POISONED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `f` with `HADAL_POISON` on for what this thread allocates: an element that no kernel writes is then NaN rather than
+/// what an earlier array left there, which may well be the right answer.
+pub(crate) fn poisoned<T>(f: impl FnOnce() -> T) -> T {
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            POISONED.set(self.0);
+        }
+    }
+    let _restore = Restore(POISONED.replace(true));
+    f()
+}
 
 /// Block sizes: multiples of 512 bytes, above 1 MiB steps of about 6 %, so that slightly different shapes share blocks.
 fn rounded(bytes: usize) -> usize {
@@ -79,7 +100,11 @@ impl Device {
             Some(ptr) => ptr,
             None => self.take(size)?,
         };
-        Ok(DeviceBuffer { block: Arc::new(Block { device: self.clone(), ptr, size, arena }), len: bytes })
+        let buffer = DeviceBuffer { block: Arc::new(Block { device: self.clone(), ptr, size, arena }), len: bytes };
+        if *POISON || POISONED.get() {
+            buffer.fill(0xFF)?;
+        }
+        Ok(buffer)
     }
 
     /// A block from the pool, or from the driver. A thread that captures may call this too: its blocks have to be free in
@@ -212,12 +237,16 @@ impl DeviceBuffer {
 
     /// Fills with zero bytes.
     pub(crate) fn zero(&self) -> Result<()> {
+        self.fill(0)
+    }
+
+    fn fill(&self, byte: u8) -> Result<()> {
         if self.len == 0 {
             return Ok(());
         }
         let stream = capture::stream(self.owner(), &[&self.block])?;
         // SAFETY: the block holds `len` bytes and the stream orders the write.
-        unsafe { result::memset_d8_async(self.ptr(), 0, self.len, stream) }
+        unsafe { result::memset_d8_async(self.ptr(), byte, self.len, stream) }
             .map_err(|e| self.owner().failed("cuMemsetD8Async", &e))
     }
 

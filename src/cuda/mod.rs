@@ -1,4 +1,4 @@
-//! The GPU: devices, memory, run-time compilation and launches. The only `unsafe` code and the only user of cudarc.
+//! The GPU: devices, memory, run-time compilation and launches; [`Source`] for kernels of the user's. The only `unsafe` code and the only user of cudarc.
 //!
 //! Nothing here needs a toolkit at build time. The driver and NVRTC are opened when first asked for; where one is
 //! absent, the error names the library and the folders that were searched.
@@ -9,16 +9,26 @@ mod cache;
 pub(crate) mod capture;
 mod device;
 mod graph;
+mod kernel;
 mod launch;
 mod memory;
 mod nvrtc;
+mod source;
+mod splice;
 
 pub(crate) use device::{device, device_count};
 pub use graph::Graph;
-pub(crate) use launch::{Define, Dims, Launch};
+pub use kernel::Kernel;
+pub(crate) use launch::{Dims, Launch};
 pub use memory::DeviceBuffer;
+pub(crate) use memory::poisoned;
+pub use source::{Define, Source};
 
 /// The kernel files under `kernels/`, their includes spliced in by `build.rs`.
 pub const KERNELS: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+
+/// The headers under `kernels/`, for [`Source`]s: `common.cuh` (`scalar_t`, `acc_t`, `load`, `store`, `GRID_STRIDE`, sums over
+/// a warp and a block), `ptx.cuh` (inline PTX), `philox.cuh` (random numbers), and what hadal's own kernels share.
+pub const HEADERS: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/headers.rs"));
 
 pub use nvrtc::{Compiler, compiler};

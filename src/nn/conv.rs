@@ -12,7 +12,7 @@ use crate::{
 
 /// Cross-correlation of (N, C, H, W) with weights (O, C/groups, kh, kw), plus a bias for each output channel.
 ///
-/// y[n,o,i,j] = b[o] + Σ_{c,r,s} w[o,c,r,s] · x[n, c, i·stride − pad + r·dilation, j·stride − pad + s·dilation]
+/// `y[n,o,i,j] = b[o] + Σ_{c,r,s} w[o,c,r,s] · x[n, c, i·stride − pad + r·dilation, j·stride − pad + s·dilation]`
 ///
 /// ```
 /// use hadal::{Tensor, cpu, init, nn::{Block, Conv2D, Forward}};

@@ -3,7 +3,7 @@
 use std::{fmt, path::Path};
 
 use super::{Block, Forward, Info, Parameter, Structure};
-use crate::{Context, Result, Tensor, init::Init};
+use crate::{Context, Result, Tensor, autograd::pause, init::Init, shape::Display};
 
 /// Feeds each block's output to the next.
 ///
@@ -101,6 +101,37 @@ impl Sequential {
     /// See [`Block::load`].
     pub fn load(&self, path: impl AsRef<Path>, ctx: &Context) -> Result<()> {
         Block::load(self, path, ctx)
+    }
+}
+
+impl Sequential {
+    /// A table of the blocks with their output shapes and trainable parameters, for an input of zeros of that shape.
+    ///
+    /// The net has to be initialized; shapes that were not known before are settled by this pass.
+    ///
+    /// ```
+    /// use hadal::{cpu, init, models};
+    /// let net = models::lenet(10);
+    /// net.initialize(init::Xavier::new(), &cpu())?;
+    /// let table = net.summary(&[1, 1, 28, 28], &cpu())?;
+    /// assert!(table.contains("(1, 16, 4, 4)") && table.contains("44426"));
+    /// # Ok::<(), hadal::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Those of the forward pass.
+    pub fn summary(&self, input: &[usize], ctx: &Context) -> Result<String> {
+        let mut x = Tensor::zeros(input, ctx)?;
+        let mut rows = vec![("layer".to_owned(), "output shape".to_owned(), "parameters".to_owned())];
+        rows.push(("input".to_owned(), Display(input).to_string(), String::new()));
+        for block in self.iter() {
+            x = pause(|| block.forward(&x))?;
+            rows.push((block.name(), Display(&x.shape()).to_string(), block.parameter_count().to_string()));
+        }
+        rows.push(("total".to_owned(), String::new(), self.parameter_count().to_string()));
+        let width = |f: fn(&(String, String, String)) -> &String| rows.iter().map(|r| f(r).len()).max().unwrap_or(0);
+        let (a, b, c) = (width(|r| &r.0), width(|r| &r.1), width(|r| &r.2));
+        Ok(rows.iter().map(|(name, shape, count)| format!("{name:<a$}  {shape:<b$}  {count:>c$}\n")).collect())
     }
 }
 

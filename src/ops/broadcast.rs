@@ -80,7 +80,7 @@ impl<const N: usize> Walk<N> {
 
     /// Cuts the elements `start..start + len` of the output into pieces of the innermost axis:
     /// `f(position after start, offsets of the operands, length)`.
-    fn pieces(&self, start: usize, len: usize, mut f: impl FnMut(usize, [usize; N], usize)) {
+    fn pieces(&self, start: usize, len: usize, f: &mut dyn FnMut(usize, [usize; N], usize)) {
         let rank = self.extent.len();
         let Some(&row) = self.extent.last() else {
             return if len > 0 {
@@ -131,7 +131,7 @@ impl<const N: usize> Walk<N> {
 pub(crate) fn zip1<X: Copy + Sync, Y: Send>(y: &mut [Y], walk: &Walk<1>, x: &[X], f: impl Fn(X) -> Y + Sync) {
     let [s] = walk.inner();
     parallel::chunks(y, |start, y| {
-        walk.pieces(start, y.len(), |done, [i], len| {
+        walk.pieces(start, y.len(), &mut |done, [i], len| {
             let y = &mut y[done..done + len];
             match s {
                 0 => y.iter_mut().for_each(|y| *y = f(x[i])),
@@ -152,7 +152,7 @@ pub(crate) fn zip2<A: Copy + Sync, B: Copy + Sync, Y: Send>(
 ) {
     let [sa, sb] = walk.inner();
     parallel::chunks(y, |start, y| {
-        walk.pieces(start, y.len(), |done, [i, j], len| {
+        walk.pieces(start, y.len(), &mut |done, [i, j], len| {
             let y = &mut y[done..done + len];
             // The three common cases are loops that the compiler vectorizes.
             match (sa, sb) {
@@ -180,7 +180,7 @@ pub(crate) fn zip3<A: Copy + Sync, B: Copy + Sync, C: Copy + Sync, Y: Send>(
 ) {
     let [sa, sb, sc] = walk.inner();
     parallel::chunks(y, |start, y| {
-        walk.pieces(start, y.len(), |done, [i, j, k], len| {
+        walk.pieces(start, y.len(), &mut |done, [i, j, k], len| {
             let y = &mut y[done..done + len];
             if (sa, sb, sc) == (1, 1, 1) {
                 let (a, b, c) = (&a[i..i + len], &b[j..j + len], &c[k..k + len]);

@@ -1,9 +1,8 @@
 //! Strided copies: between physical layouts, and from any box of one array to any box of another.
 
-use rayon::prelude::*;
-
 use crate::{
     Array, Context, Error, Layout, Result,
+    cpu::parallel,
     cuda::{Dims, Launch},
     dtype::element_type,
     shape::numel,
@@ -102,7 +101,7 @@ fn copy_axes<T: Copy + Send + Sync>(y: &mut [T], x: &[T], at: usize, axes: &[Axi
         [] => return copy_line(y, x, at, a),
         // Contiguous along one axis here, along the other one there: a transpose, in bands of tiles.
         [b] if a.from == 1 && b.to == 1 && b.from > 1 => {
-            let band = |(i, y): (usize, &mut [T])| {
+            let band = |i: usize, y: &mut [T]| {
                 let rows = TILE.min(a.extent - i * TILE);
                 for c0 in (0..b.extent).step_by(TILE) {
                     for r in 0..rows {
@@ -115,21 +114,26 @@ fn copy_axes<T: Copy + Send + Sync>(y: &mut [T], x: &[T], at: usize, axes: &[Axi
             };
             let (bands, length) = (a.extent.div_ceil(TILE), a.to * TILE);
             if a.extent * b.extent < 2 * TASK {
-                y.chunks_mut(length).take(bands).enumerate().for_each(band);
+                y.chunks_mut(length).take(bands).enumerate().for_each(|(i, y)| band(i, y));
             } else {
-                y.par_chunks_mut(length).take(bands).enumerate().for_each(band);
+                let all = y.len().min(length * bands);
+                parallel::pieces(&mut y[..all], length, &band);
             }
             return;
         }
         _ => {}
     }
     let inner: usize = rest.iter().map(|r| r.extent).product();
-    let slab = |(i, y): (usize, &mut [T])| copy_axes(y, x, at + i * a.from, rest);
+    let slab = |i: usize, y: &mut [T]| copy_axes(y, x, at + i * a.from, rest);
     if inner * a.extent < 2 * TASK {
-        y.chunks_mut(a.to).take(a.extent).enumerate().for_each(slab);
+        y.chunks_mut(a.to).take(a.extent).enumerate().for_each(|(i, y)| slab(i, y));
     } else {
         // Short slabs are grouped so that a task is worth its cost.
-        y.par_chunks_mut(a.to).take(a.extent).enumerate().with_min_len((TASK / inner).max(1)).for_each(slab);
+        let group = (TASK / inner).max(1);
+        let all = y.len().min(a.to * a.extent);
+        parallel::pieces(&mut y[..all], a.to * group, &|g, y| {
+            y.chunks_mut(a.to).enumerate().for_each(|(i, y)| slab(g * group + i, y));
+        });
     }
 }
 
@@ -141,12 +145,12 @@ fn copy_line<T: Copy + Send + Sync>(y: &mut [T], x: &[T], at: usize, a: Axis) {
             if extent < 4 * TASK {
                 y.copy_from_slice(x);
             } else {
-                y.par_chunks_mut(TASK).zip(x.par_chunks(TASK)).for_each(|(y, x)| y.copy_from_slice(x));
+                parallel::pieces(y, TASK, &|i, y| y.copy_from_slice(&x[i * TASK..][..y.len()]));
             }
         }
         Axis { extent, to: 1, from: 0 } => {
             let value = x[at];
-            crate::cpu::parallel::chunks(&mut y[..extent], |_, y| y.fill(value));
+            parallel::chunks(&mut y[..extent], |_, y| y.fill(value));
         }
         Axis { extent, to, from } => {
             for i in 0..extent {

@@ -3,13 +3,12 @@
 //! y[o] = Σᵣ a[o, r] b[o, r] (+ bias), with a (m, k), b (k, n), y (m, n). A transpose swaps strides, a broadcast axis has
 //! stride 0, and the gradient of a broadcast operand is a sum over r.
 
-use rayon::prelude::*;
-
 use crate::{
     Array, Context, DType, Error, Layout, Result,
     cpu::{
         buffers::Buffer,
         gemm::{Mat, MatMut, Threads, gemm},
+        parallel,
     },
     cuda::{Dims, Launch},
     dtype::{Element, Real, real_type},
@@ -141,7 +140,7 @@ impl Product {
         } else if count.saturating_mul(work) < 1 << 17 {
             y.chunks_mut(m * n).enumerate().for_each(|(o, y)| one(o, y, Threads::One));
         } else {
-            y.par_chunks_mut(m * n).enumerate().for_each(|(o, y)| one(o, y, Threads::One));
+            parallel::pieces(y, m * n, &|o, y| one(o, y, Threads::One));
         }
     }
 

@@ -1,8 +1,6 @@
 //! Arrays seen as (outer, len, inner) around one axis: what softmax and the losses share. Counterpart of `kernels/rows.cuh`.
 
-use rayon::prelude::*;
-
-use crate::{Array, Layout, Result, cuda::Launch};
+use crate::{Array, Layout, Result, cpu::parallel, cuda::Launch};
 
 /// Rows of `len` elements that lie `inner` apart; `count` = outer·inner of them.
 #[repr(C)]
@@ -78,7 +76,7 @@ impl Rows {
         if y.len() <= group {
             return f(0, y);
         }
-        y.par_chunks_mut(group).enumerate().for_each(|(i, y)| f(i * group, y));
+        parallel::pieces(y, group, &|i, y| f(i * group, y));
     }
 
     /// Rows that are worth a task.

@@ -71,7 +71,7 @@ impl UnaryKind {
     }
 
     /// True when the derivative is a function of y alone, so that x need not be kept.
-    fn from_output(self) -> bool {
+    fn keeps_output(self) -> bool {
         matches!(self, Relu | Sigmoid | Tanh | Exp | Sqrt)
     }
 
@@ -120,7 +120,7 @@ impl UnaryKind {
         }
     }
 
-    /// dy/dx, given what was kept: y where [`UnaryKind::from_output`], else x.
+    /// dy/dx, given what was kept: y where [`UnaryKind::keeps_output`], else x.
     #[inline(always)]
     fn derivative<F: Real>(self, k: F) -> F {
         let c = F::from_f64;
@@ -258,7 +258,7 @@ impl Op for Unary {
             }
         };
         if saved.wanted() {
-            saved.keep(if self.0.from_output() { &y } else { x });
+            saved.keep(if self.0.keeps_output() { &y } else { x });
         }
         Ok(vec![y])
     }
@@ -354,7 +354,7 @@ impl Tensor {
 
     /// x limited to `lo..=hi`.
     pub fn clip(&self, lo: f64, hi: f64) -> Result<Tensor> {
-        if !(lo <= hi) {
+        if lo > hi || lo.is_nan() || hi.is_nan() {
             return Err(Error::invalid("clip", format!("the bounds {lo} and {hi} are in the wrong order")));
         }
         apply1(Unary(Clip(lo, hi)), &[self])

@@ -1,8 +1,9 @@
 //! Reductions on the CPU.
 
-use rayon::prelude::*;
-
-use crate::{Array, Result, cpu::buffers::Buffer};
+use crate::{
+    Array, Result,
+    cpu::{buffers::Buffer, parallel},
+};
 
 use super::{
     Fold,
@@ -101,20 +102,20 @@ fn fast<T: Number, A: Number>(
     if outputs == 0 {
         return partial;
     }
-    let parallel = work(plan) >= 2 * TASK;
-    match (columns, parallel) {
+    let spread = work(plan) >= 2 * TASK;
+    match (columns, spread) {
         (true, false) => {
             for (slice, acc) in partial.chunks_mut(outputs).enumerate() {
                 acc.chunks_mut(COLUMNS).enumerate().for_each(|(b, acc)| column_block(slice, b * COLUMNS, acc));
             }
         }
-        (true, true) => partial.par_chunks_mut(outputs).enumerate().for_each(|(slice, acc)| {
-            acc.par_chunks_mut(COLUMNS).enumerate().for_each(|(b, acc)| column_block(slice, b * COLUMNS, acc));
+        (true, true) => parallel::pieces(&mut partial, outputs, &|slice, acc| {
+            parallel::pieces(acc, COLUMNS, &|b, acc| column_block(slice, b * COLUMNS, acc));
         }),
         (false, false) => partial.iter_mut().enumerate().for_each(|(j, acc)| *acc = row(j / outputs, j % outputs)),
         (false, true) => {
             let group = (TASK / len.max(1)).max(1);
-            partial.par_chunks_mut(group).enumerate().for_each(|(g, acc)| {
+            parallel::pieces(&mut partial, group, &|g, acc| {
                 acc.iter_mut().enumerate().for_each(|(j, acc)| {
                     let j = g * group + j;
                     *acc = row(j / outputs, j % outputs);

@@ -11,16 +11,26 @@
 //!
 //! The compiler is found as in a training program; `HADAL_NVRTC=<folder>` picks one. Without any, the test says that it
 //! did not run; with `HADAL_REQUIRE_NVRTC=1` that is a failure.
+//!
+//! What each kernel takes (registers, shared memory, spills) is read from the cubins on the way and compared with
+//! `docs/kernels.tsv`, see [`report`]. Figures of programs that have not changed are kept in `target/tmp`.
+
+mod cubin;
+mod report;
 
 use std::{
     collections::BTreeMap,
-    env,
+    env, fs,
     io::Write,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Instant,
 };
 
-use hadal::cuda::{Compiler, KERNELS, compiler};
+use cubin::{Usage, is_cubin, usage};
+use hadal::cuda::{Compiler, KERNELS, Source, compiler};
+use report::{Report, cell, parse_cell};
+use sha2::{Digest, Sha256};
 
 /// The targets, where the NVRTC at hand knows them.
 const ARCHS: &[(i32, &str)] = &[(75, "75"), (80, "80"), (86, "86"), (89, "89"), (90, "90a"), (100, "100a"), (120, "120")];
@@ -34,6 +44,15 @@ const SHARE: &str = "HADAL_NVRTC_SHARE";
 struct Variants {
     defines: Vec<(String, Vec<String>)>,
     archs: Option<Vec<String>>,
+}
+
+/// All that is compiled: hadal's kernels, and the sources outside of `kernels/` that use its headers as a user's do.
+fn sources() -> Vec<(&'static str, &'static str)> {
+    let expand = |s: Source| (s.file(), &*s.expand().unwrap().leak());
+    let mut all = KERNELS.to_vec();
+    all.push(expand(Source::new("swish.cu", include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/swish.cu")))));
+    all.push(expand(Source::new("faults.cu", include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kernels/faults.cu")))));
+    all
 }
 
 /// The declarations of `file`'s own text, not those of what it includes.
@@ -59,7 +78,7 @@ fn variants(file: &str, source: &str) -> Result<Vec<Variants>, String> {
         }
         out.push(v);
     }
-    if out.is_empty() { Err(format!("{file}: a line `// variants: …` is missing; see tests/nvrtc.rs")) } else { Ok(out) }
+    if out.is_empty() { Err(format!("{file}: a line `// variants: …` is missing; see tests/nvrtc/main.rs")) } else { Ok(out) }
 }
 
 impl Variants {
@@ -96,7 +115,7 @@ struct Job {
 fn jobs(compiler: &Compiler) -> Vec<Job> {
     let everything = env::var("HADAL_NVRTC_ALL").is_ok_and(|v| v == "1");
     let mut out = Vec::new();
-    for (file, source) in KERNELS {
+    for (file, source) in sources() {
         for v in variants(file, source).unwrap_or_else(|e| panic!("{e}")) {
             for arch in ARCHS.iter().filter(|a| compiler.archs().contains(&a.0) && v.wants(a)) {
                 for options in v.options(everything || FULL.contains(&arch.1)) {
@@ -108,20 +127,13 @@ fn jobs(compiler: &Compiler) -> Vec<Job> {
     out
 }
 
-/// The machine of an ELF file; 190 is CUDA's. (The emulator's NVRTC makes code for the host.)
-fn machine(image: &[u8]) -> Option<u16> {
-    let elf = image.strip_prefix(b"\x7fELF")?;
-    Some(u16::from_le_bytes([*elf.get(14)?, *elf.get(15)?]))
-}
-const CUDA: Option<u16> = Some(190);
-
 /// The real NVRTC, or why there is none.
 fn real_compiler() -> Result<&'static Compiler, String> {
     let c = compiler()?;
     let newest = c.archs().iter().max().ok_or("NVRTC names no architecture")?;
     let probe = c.compile("probe.cu", "extern \"C\" __global__ void probe() {}", &format!("sm_{newest}"), &[]);
     match probe {
-        Ok(image) if machine(&image) == CUDA => Ok(c),
+        Ok(image) if is_cubin(&image) => Ok(c),
         Ok(_) => Err("the NVRTC at hand makes code for the host: it is the emulator's".into()),
         Err(e) => Err(e.to_string()),
     }
@@ -129,7 +141,7 @@ fn real_compiler() -> Result<&'static Compiler, String> {
 
 #[test]
 fn every_kernel_file_declares_its_variants() {
-    let wrong: Vec<String> = KERNELS.iter().filter_map(|(file, source)| variants(file, source).err()).collect();
+    let wrong: Vec<String> = sources().iter().filter_map(|(file, source)| variants(file, source).err()).collect();
     assert!(!KERNELS.is_empty() && wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
@@ -169,31 +181,87 @@ fn every_variant_compiles_for_every_architecture() {
             .unwrap()
     };
     let children: Vec<_> = (0..n).map(spawn).collect();
-    let (mut done, mut failures, mut by_file) = (0, Vec::new(), BTreeMap::<String, (u64, u64)>::new());
+    let (mut done, mut kept, mut failures, mut by_file) = (0, 0, Vec::new(), BTreeMap::<String, (u64, u64)>::new());
+    let mut now = Report::default();
     for c in children {
         let output = c.wait_with_output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        for line in text.lines().filter_map(|l| l.strip_prefix("compiled ")) {
-            let mut words = line.split(' ');
-            let (file, ms) = (words.next().unwrap_or_default(), words.next().and_then(|w| w.parse::<u64>().ok()));
-            let entry = by_file.entry(file.to_owned()).or_insert((0, 0));
-            *entry = (entry.0 + 1, entry.1 + ms.unwrap_or(0));
-            done += 1;
+        for line in text.lines() {
+            match line.split('\t').collect::<Vec<_>>()[..] {
+                ["compiled", file, ms] => {
+                    let entry = by_file.entry(file.to_owned()).or_insert((0, 0));
+                    *entry = (entry.0 + 1, entry.1 + ms.parse::<u64>().unwrap());
+                    done += 1;
+                }
+                ["kept", file] => {
+                    by_file.entry(file.to_owned()).or_insert((0, 0)).0 += 1;
+                    kept += 1;
+                }
+                // Those of examples and tests are no figures to keep.
+                ["kernel", file, options, arch, kernel, figures] if KERNELS.iter().any(|k| k.0 == file) => {
+                    now.add(file, options, arch, parse_cell(kernel, figures).unwrap());
+                }
+                _ => {}
+            }
         }
         if !output.status.success() {
             failures.push(text.split_once("FAILED ").map_or(text.clone(), |(_, log)| log.to_owned()));
         }
     }
     assert!(failures.is_empty(), "NVRTC {:?} refused:\n{}", compiler.version, failures.join("\n"));
-    assert!(done > 0 && done == jobs.len(), "{done} of {} compiled", jobs.len());
-    let (seconds, files) = (start.elapsed().as_secs_f64(), KERNELS.len());
-    println!("NVRTC {:?}: {files} files, {done} programs compiled in {seconds:.1} s", compiler.version);
+    assert!(!jobs.is_empty() && done + kept == jobs.len(), "{done} and {kept} of {} programs", jobs.len());
+    let (seconds, files) = (start.elapsed().as_secs_f64(), sources().len());
+    println!("NVRTC {:?}: {files} files, {done} programs compiled in {seconds:.1} s, {kept} unchanged", compiler.version);
     for (file, (programs, ms)) in by_file {
         println!("  {file}: {programs} in {:.1} s", ms as f64 / 1e3);
     }
+    compare(compiler, &now);
 }
 
-/// Compiles every n-th job and prints one line for each.
+/// Holds the kernels' figures against the stored ones.
+fn compare(compiler: &Compiler, now: &Report) {
+    let archs: Vec<&str> = ARCHS.iter().map(|a| a.1).collect();
+    if compiler.version != report::VERSION {
+        return println!("{} kernels; figures are kept of NVRTC {:?} and not compared", now.kernels(), report::VERSION);
+    }
+    if env::var(report::SETTING).is_ok_and(|v| v == "write") {
+        return now.write(&archs);
+    }
+    let stored = Report::stored();
+    let worse = now.regressions(&stored);
+    println!("{} kernels, {} figures differ from docs/kernels.tsv", now.kernels(), now.changes(&stored));
+    assert!(
+        worse.is_empty(),
+        "{} kernels take more than docs/kernels.tsv says. If it is meant, store the new figures with\n    \
+         {}=write cargo test --release --test nvrtc\n{}",
+        worse.len(),
+        report::SETTING,
+        worse.join("\n")
+    );
+}
+
+impl Job {
+    fn usage(&self, compiler: &Compiler) -> Result<Vec<Usage>, String> {
+        let whose = |e: String| format!("{} sm_{} {:?}: {e}", self.file, self.arch, self.options);
+        let image = compiler.compile(self.file, self.source, &format!("sm_{}", self.arch), &self.options);
+        let image = image.map_err(|e| whose(e.to_string()))?;
+        if !is_cubin(&image) {
+            return Err(whose("the image is no cubin".into()));
+        }
+        usage(&image).ok_or_else(|| whose("the cubin's figures are not found; see cubin.rs".into()))
+    }
+
+    /// Where the figures are kept, by everything that they depend on; nowhere but in a checkout.
+    fn place(&self, compiler: &Compiler) -> Option<PathBuf> {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let library = compiler.file.as_ref().and_then(|f| Some((f, fs::metadata(f).ok()?.len())));
+        let all = format!("{:?} {library:?} {} {:?} {}", compiler.version, self.arch, self.options, self.source);
+        let key: String = Sha256::digest(all).iter().map(|b| format!("{b:02x}")).collect();
+        folder.is_dir().then(|| folder.join("nvrtc").join(key))
+    }
+}
+
+/// Does every n-th job and prints a line for each, and for each kernel in it.
 fn child(compiler: &Compiler, jobs: &[Job], i: usize, n: usize) {
     // The test harness has written the test's name without ending the line.
     let mut out = std::io::stdout().lock();
@@ -201,14 +269,31 @@ fn child(compiler: &Compiler, jobs: &[Job], i: usize, n: usize) {
     let mut failures = Vec::new();
     for job in jobs.iter().skip(i).step_by(n) {
         let start = Instant::now();
-        match compiler.compile(job.file, job.source, &format!("sm_{}", job.arch), &job.options) {
-            Ok(image) if machine(&image) == CUDA => {
-                let ms = start.elapsed().as_millis();
-                writeln!(out, "compiled {} {ms} ms sm_{} {}", job.file, job.arch, job.options.join(" ")).unwrap();
+        let place = job.place(compiler);
+        let mut lines = place.as_ref().and_then(|p| fs::read_to_string(p).ok()).unwrap_or_default();
+        if lines.is_empty() {
+            let kernels = match job.usage(compiler) {
+                Ok(kernels) => kernels,
+                Err(e) => {
+                    failures.push(e);
+                    continue;
+                }
+            };
+            let options = job.options.join(" ").replace("-D", "");
+            for u in kernels {
+                lines += &format!("kernel\t{}\t{options}\t{}\t{}\t{}\n", job.file, job.arch, u.kernel, cell(&u));
             }
-            Ok(_) => failures.push(format!("{} sm_{} {:?}: the image is no cubin", job.file, job.arch, job.options)),
-            Err(e) => failures.push(format!("{:?} {e}", job.options)),
+            if let Some(place) = place {
+                // Beside, then renamed: a reader never sees half of it. Without a place it is only slower.
+                let beside = place.with_extension(std::process::id().to_string());
+                let _ = fs::create_dir_all(place.parent().unwrap());
+                let _ = fs::write(&beside, &lines).and_then(|()| fs::rename(&beside, &place));
+            }
+            writeln!(out, "compiled\t{}\t{}", job.file, start.elapsed().as_millis()).unwrap();
+        } else {
+            writeln!(out, "kept\t{}", job.file).unwrap();
         }
+        write!(out, "{lines}").unwrap();
     }
     if !failures.is_empty() {
         writeln!(out, "FAILED {}", failures.join("\n")).unwrap();
