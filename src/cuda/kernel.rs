@@ -6,7 +6,7 @@ use super::{
     launch::Launch,
     source::{Define, Source},
 };
-use crate::{Array, Result};
+use crate::{Array, Result, random::Draw};
 
 impl Source {
     /// Begins a launch of the kernel `name` on the device of `array`, compiled with `defines`.
@@ -95,6 +95,12 @@ impl<'a> Kernel<'a> {
     /// A value, byte for byte the kernel's type: `i32`, `u32`, `i64`, `u64`, `f32`, `f64`, or a `repr(C)` struct.
     pub fn value<T: bytemuck::Pod>(self, v: T) -> Self {
         self.then(|l| l.value(v))
+    }
+
+    /// Random numbers: the `Draw` of `philox.cuh`, which the kernel passes through `resolved` first. A
+    /// [`Graph`](super::Graph)'s replays then go on with the thread's stream instead of repeating the draw.
+    pub fn draw(self, draw: Draw) -> Self {
+        self.then(|l| l.draw(draw))
     }
 
     /// Queues the kernel over a loop `GRID_STRIDE(i, n)`; nothing for `n` = 0.
