@@ -119,7 +119,7 @@ fn emulated() -> bool {
     let yes = env::var("HADAL_EMULATOR").is_ok_and(|v| v == "1");
     static SAID: std::sync::Once = std::sync::Once::new();
     if !yes {
-        SAID.call_once(|| eprintln!("the planted faults are NOT run: they need the emulator (emulator/run)"));
+        SAID.call_once(|| common::say("the planted faults are NOT run: they need the emulator (emulator/run)"));
     }
     yes
 }

@@ -185,3 +185,27 @@ fn an_impossible_size_is_an_error() {
         assert!(Tensor::full(shape, 1.0, &cpu()).is_err(), "{shape:?}");
     }
 }
+
+#[test]
+fn an_empty_batch_and_not_a_number_are_no_panic() -> Result<()> {
+    for ctx in common::contexts() {
+        let net = models::resnet18(10);
+        net.initialize(init::Xavier::new(), &ctx)?;
+        net.forward(&Tensor::ones(&[1, 1, 32, 32], &ctx)?)?;
+        assert_eq!(net.forward(&Tensor::zeros(&[0, 1, 32, 32], &ctx)?)?.shape(), [0, 10]);
+        // A batch without values has no statistics.
+        let e = autograd::record(|| net.forward(&Tensor::zeros(&[0, 1, 32, 32], &ctx)?)).unwrap_err().to_string();
+        assert!(e.starts_with("net[1]: batch_norm"), "{e}");
+        let y = net.forward(&Tensor::full(&[1, 1, 32, 32], f64::NAN, &ctx)?)?;
+        assert!(y.to_vec()?.iter().all(|v| v.is_nan()), "{y}");
+        for shape in [&[1, 1, 0, 32][..], &[1, 0, 32, 32], &[32, 32], &[]] {
+            assert!(net.forward(&Tensor::zeros(shape, &ctx)?).is_err(), "{shape:?}");
+        }
+        let lenet = models::lenet(10);
+        lenet.initialize(init::Xavier::new(), &ctx)?;
+        lenet.forward(&Tensor::ones(&[1, 1, 28, 28], &ctx)?)?;
+        autograd::record(|| lenet.forward(&Tensor::zeros(&[0, 1, 28, 28], &ctx)?))?.backward()?;
+        assert!(lenet.parameters()[0].grad()?.to_vec()?.iter().all(|&g| g == 0.0));
+    }
+    Ok(())
+}

@@ -163,7 +163,11 @@ fn every_variant_compiles_for_every_architecture() {
     let compiler = match real_compiler() {
         Ok(c) => c,
         Err(e) if env::var("HADAL_REQUIRE_NVRTC").is_ok_and(|v| v == "1") => panic!("HADAL_REQUIRE_NVRTC is set: {e}"),
-        Err(e) => return eprintln!("the kernels are NOT compiled by the real NVRTC: {e}"),
+        Err(e) => {
+            // Past libtest, which keeps back what eprintln! writes: a skip must not read as a pass.
+            let _ = writeln!(std::io::stderr(), "the kernels are NOT compiled by the real NVRTC: {e}");
+            return;
+        }
     };
     let jobs = jobs(compiler);
     if let Ok(share) = env::var(SHARE) {
