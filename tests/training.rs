@@ -160,6 +160,13 @@ fn a_trainer_refuses_stale_gradients() -> Result<()> {
     net.forward(&Tensor::ones(&[1, 784], &cpu())?)?;
     let e = trainer.step(1).unwrap_err().to_string();
     assert!(e.contains("net[0].weight") && e.contains("backward"), "{e}");
+    // Nor may one gradient be used twice; a refused step changes nothing.
+    autograd::record(|| net.forward(&Tensor::ones(&[1, 784], &cpu())?))?.backward()?;
+    trainer.step(1)?;
+    let before = net.parameters()[0].data()?.to_vec()?;
+    let e = trainer.step(1).unwrap_err().to_string();
+    assert!(e.contains("backward"), "{e}");
+    assert_eq!(net.parameters()[0].data()?.to_vec()?, before);
     Ok(())
 }
 
