@@ -19,7 +19,6 @@ use hadal::{
     nn::Block,
     optim::Sgd,
     train::{RunOptions, train_run},
-    try_gpu,
 };
 
 /// Trains ResNet-18 on Fashion-MNIST, as section 7.6 of the book does.
@@ -68,7 +67,7 @@ fn main() {
 }
 
 fn run(args: &Args) -> Result<()> {
-    let ctx = context(&args.context)?;
+    let ctx: Context = args.context.parse()?;
     if args.context == "auto"
         && let Err(why) = gpu(0)
     {
@@ -121,19 +120,6 @@ fn run(args: &Args) -> Result<()> {
         println!("parameters after {epoch} epoch(s) and {batch} batch(es) are in {}", file.display());
     }
     Ok(())
-}
-
-/// The context of that name.
-fn context(name: &str) -> Result<Context> {
-    match name {
-        "auto" => Ok(try_gpu(0)),
-        "cpu" => Ok(Context::Cpu),
-        "gpu" => gpu(0),
-        other => match other.strip_prefix("gpu:").and_then(|i| i.parse().ok()) {
-            Some(i) => gpu(i),
-            None => Err(Error::invalid("--context", format!("{other:?} is none of auto, cpu, gpu, gpu:1, …"))),
-        },
-    }
 }
 
 /// The data set, with progress on a terminal while it is downloaded.

@@ -1,6 +1,6 @@
 //! Where an array lives and an operation runs: `cpu(0)`, `gpu(0)`, …
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use crate::{Error, Result, cuda};
 
@@ -92,6 +92,33 @@ impl fmt::Display for Context {
         match self {
             Context::Cpu => write!(f, "cpu(0)"),
             Context::Gpu(i) => write!(f, "gpu({i})"),
+        }
+    }
+}
+
+impl FromStr for Context {
+    type Err = Error;
+
+    /// `cpu`, `gpu`, `gpu:1` (or as it is displayed, `gpu(1)`), and `auto` for [`try_gpu`]`(0)`; for command lines.
+    ///
+    /// ```
+    /// assert_eq!("cpu".parse::<hadal::Context>()?, hadal::cpu());
+    /// assert_eq!("auto".parse::<hadal::Context>()?, hadal::try_gpu(0));
+    /// # Ok::<(), hadal::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Device`] when the GPU cannot be used, [`Error::Invalid`] for another word.
+    fn from_str(word: &str) -> Result<Self> {
+        let ordinal = || word.strip_prefix("gpu:").or_else(|| word.strip_prefix("gpu(")?.strip_suffix(')'))?.parse().ok();
+        match word {
+            "auto" => Ok(try_gpu(0)),
+            "cpu" | "cpu(0)" => Ok(Context::Cpu),
+            "gpu" => gpu(0),
+            other => match ordinal() {
+                Some(i) => gpu(i),
+                None => Err(Error::invalid("context", format!("{other:?} is none of auto, cpu, gpu, gpu:1, …"))),
+            },
         }
     }
 }

@@ -27,6 +27,7 @@ pub mod check;
 mod context;
 mod cpu;
 pub mod cuda;
+pub mod d2l;
 pub mod data;
 mod display;
 mod doctor;
