@@ -68,6 +68,21 @@ impl Context {
         }
     }
 
+    /// What the device calls itself, such as `NVIDIA H100 80GB HBM3`; the processor's model and its threads for the CPU.
+    pub fn device_name(&self) -> Result<String> {
+        match self {
+            Context::Gpu(i) => Ok(cuda::device(*i)?.name.clone()),
+            Context::Cpu => {
+                let model = std::fs::read_to_string("/proc/cpuinfo").ok().and_then(|text| {
+                    let line = text.lines().find(|l| l.starts_with("model name"))?;
+                    Some(line.split_once(':')?.1.trim().to_owned())
+                });
+                let threads = rayon::current_num_threads();
+                Ok(format!("{}, {threads} threads", model.as_deref().unwrap_or(std::env::consts::ARCH)))
+            }
+        }
+    }
+
     /// True for a GPU.
     pub fn is_gpu(&self) -> bool {
         matches!(self, Context::Gpu(_))

@@ -16,7 +16,7 @@ pub fn doctor() -> String {
         // Writing to a string cannot fail.
         let _ = writeln!(out, "{mark:>4}  {what:<10} {text}");
     };
-    line("ok", "cpu(0)", &format!("{} threads", rayon::current_num_threads()));
+    line("ok", "cpu(0)", &crate::cpu().device_name().unwrap_or_default());
     match cuda::compiler() {
         Ok(c) => {
             let from = c.file.as_ref().map_or("the loader's path".to_owned(), |f| f.display().to_string());

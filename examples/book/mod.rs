@@ -75,7 +75,7 @@ impl Page {
         let Some(path) = &self.record else { return Ok(()) };
         let line = serde_json::json!({
             "chapter": self.chapter, "row": row, "name": name, "epoch": epoch, "value": value,
-            "context": self.ctx.to_string(), "seed": self.seed, "quick": self.quick,
+            "context": self.ctx.to_string(), "device": self.ctx.device_name()?, "seed": self.seed, "quick": self.quick,
         });
         let file = OpenOptions::new().create(true).append(true).open(path);
         file.and_then(|mut f| f.write_all(format!("{line}\n").as_bytes()))

@@ -5,6 +5,7 @@ pub(crate) mod buffers;
 pub(crate) mod conv;
 pub(crate) mod elementwise;
 pub(crate) mod gemm;
+pub(crate) mod math;
 pub(crate) mod parallel;
 pub(crate) mod pooling;
 pub(crate) mod simd;

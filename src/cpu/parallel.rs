@@ -5,6 +5,8 @@
 
 use rayon::prelude::*;
 
+use super::simd;
+
 /// Below this many elements a loop stays on its thread.
 const SERIAL: usize = 32 << 10;
 /// Elements that one task takes.
@@ -27,6 +29,17 @@ pub(crate) fn chunks<Y: Send>(y: &mut [Y], f: impl Fn(usize, &mut [Y]) + Sync) {
 /// `y[i] = f(x[i])`.
 pub(crate) fn map<X: Copy + Sync, Y: Send>(y: &mut [Y], x: &[X], f: impl Fn(X) -> Y + Sync) {
     chunks(y, |start, y| y.iter_mut().zip(&x[start..]).for_each(|(y, &x)| *y = f(x)));
+}
+
+/// [`map`] for functions that compute rather than wait for memory: compiled for each instruction set, the best of which is taken.
+pub(crate) fn map_vectorized<X: Copy + Sync, Y: Send>(y: &mut [Y], x: &[X], f: impl Fn(X) -> Y + Sync) {
+    chunks(y, |start, y| {
+        let x = &x[start..start + y.len()];
+        simd::vectorized(
+            #[inline(always)]
+            || y.iter_mut().zip(x).for_each(|(y, &x)| *y = f(x)),
+        );
+    });
 }
 
 /// `y[i] = f(a[i], b[i])`.

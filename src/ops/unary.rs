@@ -172,6 +172,7 @@ fn gelu_inner<F: Real>(x: F) -> F {
 }
 
 /// 1 / (1 + e⁻ˣ) without overflow on either side.
+#[inline(always)]
 fn sigmoid<F: Real>(x: F) -> F {
     let e = (-x.abs()).exp();
     let y = F::ONE / (F::ONE + e);
@@ -197,6 +198,14 @@ macro_rules! for_kind {
             }
             Neg => {
                 let $kind = Neg;
+                $body
+            }
+            Sigmoid => {
+                let $kind = Sigmoid;
+                $body
+            }
+            Tanh => {
+                let $kind = Tanh;
                 $body
             }
             LeakyRelu(slope) => {
@@ -248,7 +257,12 @@ impl Op for Unary {
             Context::Cpu => real_type!(self.name(), x.dtype(), F => {
                 let x_ = x.real::<F>(self.name())?;
                 let mut y = Buffer::<F>::stale(x.len());
-                for_kind!(self.0, kind => parallel::map(&mut y, &x_, |x| kind.value(x)));
+                match self.0 {
+                    Sigmoid => parallel::map_vectorized(&mut y, &x_, #[inline(always)] |x| Sigmoid.value(x)),
+                    Tanh => parallel::map_vectorized(&mut y, &x_, #[inline(always)] |x| Tanh.value(x)),
+                    Exp => parallel::map_vectorized(&mut y, &x_, #[inline(always)] |x| Exp.value(x)),
+                    other => for_kind!(other, kind => parallel::map(&mut y, &x_, |x| kind.value(x))),
+                }
                 Ok(Array::from_real(y, x.shape(), x.dtype()).with_layout(x.layout()))
             })?,
             Context::Gpu(_) => {
