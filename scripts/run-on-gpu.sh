@@ -56,9 +56,10 @@ if [ -n "$benches" ] && [ ${#only[@]} -eq 0 ]; then
     run "example mlp" "$here/bin/mlp"
     run "example resnet18" "$here/bin/resnet18_fashion_mnist" --context gpu --epochs 1 --limit 2000
     run "bench ops" "$here/benches/ops" --bench gpu
-    run "bench training" "$here/benches/training" gpu
+    run "bench training" "$here/bin/hadal" bench step --context gpu
+    run "bench kernels" "$here/bin/hadal" bench ops --context gpu --dtypes f32,bf16,f16 --channels-last
     grep -h -A 1 'time:' "$out/logs/bench-ops.log"
-    grep -h '^RESULT' "$out/logs/bench-training.log"
+    cat "$out/logs/bench-training.log" "$out/logs/bench-kernels.log"
 fi
 echo
 "$here/gpu_checks" "$HADAL_GPU_COUNT" || failed=$((failed + 1))

@@ -40,10 +40,10 @@ pub(crate) fn tanh(x: f32) -> f32 {
     // Near 0 the quotient would cancel: x + x³·p(x²), minimax on [0, 0.625] (Moshier's Cephes library, 1989).
     let z = x * x;
     let p = -5.704_988_7e-3;
-    let p = p * z + 2.063_908_9e-2;
+    let p = p * z + 2.063_909e-2;
     let p = p * z - 5.373_971_6e-2;
     let p = p * z + 1.333_144_2e-1;
-    let p = p * z - 3.333_328_2e-1;
+    let p = p * z - 3.333_328e-1;
     let near = (p * z * x + x).copysign(x); // −0 for −0
     let e = exp(-2.0 * a);
     let far = ((1.0 - e) / (1.0 + e)).copysign(x);

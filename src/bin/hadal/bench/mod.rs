@@ -1,0 +1,96 @@
+//! `hadal bench`: what each op and each training step takes here, beside the ceilings measured in the same run.
+
+mod clock;
+mod ops;
+mod step;
+
+use hadal::{Context, DType, Error, Result};
+
+const HELP: &str = "\
+usage: hadal bench [ops|step] [options]
+
+ops    convolutions of ResNet-18, matrix products and the memory-bound ops, forward and backward: µs, TFLOP/s, GB/s, and the
+       share of the best matrix product and of the copy that this run measured
+step   whole training steps of the book's nets: ms, images/s, seconds to the first step
+
+  --context C        cpu, gpu, gpu:1, … or auto (gpu(0) if it can be used, else the CPU)
+  --dtypes f32,bf16  of the ops [f32]
+  --only TEXT        only what has TEXT in its name
+  --batch N          images in a step and in a convolution's input [256; 32 for the ops on a CPU]
+  --channels-last    four-dimensional inputs in N,H,W,C memory
+  --quick            small and rough: does everything work?
+  --json             a JSON object a line instead of tables
+  --list             the ops as JSON lines, for other engines' scripts; measures nothing
+
+On a GPU every figure is that of a captured graph's replay, so that launches are not counted; the rest is the best of several
+blocks. Timings on a machine that does other things are worth little: compare within one run.";
+
+/// What the command line says.
+pub struct Options {
+    pub ctx: Context,
+    pub dtypes: Vec<DType>,
+    pub only: String,
+    pub batch: Option<usize>,
+    pub channels_last: bool,
+    pub quick: bool,
+    pub json: bool,
+    list: bool,
+}
+
+pub fn run(args: &[String]) -> Result<()> {
+    let mut what = None;
+    let mut context = "auto".to_owned();
+    let mut o = Options {
+        ctx: Context::Cpu,
+        dtypes: vec![DType::F32],
+        only: String::new(),
+        batch: None,
+        channels_last: false,
+        quick: false,
+        json: false,
+        list: false,
+    };
+    let mut rest = args.iter();
+    while let Some(arg) = rest.next() {
+        let mut value = || rest.next().cloned().ok_or_else(|| Error::invalid("bench", format!("{arg} needs a value")));
+        match arg.as_str() {
+            "ops" | "step" if what.is_none() => what = Some(arg.as_str()),
+            "--context" => context = value()?,
+            "--dtypes" => o.dtypes = value()?.split(',').map(dtype).collect::<Result<_>>()?,
+            "--only" => o.only = value()?,
+            "--batch" => o.batch = Some(value()?.parse().map_err(|_| Error::invalid("bench", "--batch needs a number"))?),
+            "--channels-last" => o.channels_last = true,
+            "--quick" => o.quick = true,
+            "--json" => o.json = true,
+            "--list" => o.list = true,
+            "--help" | "-h" => {
+                println!("{HELP}");
+                return Ok(());
+            }
+            other => return Err(Error::invalid("bench", format!("there is no option {other:?}; see hadal bench --help"))),
+        }
+    }
+    if o.batch == Some(0) {
+        return Err(Error::invalid("bench", "--batch needs at least 1"));
+    }
+    o.ctx = context.parse()?;
+    if o.list {
+        ops::table(&o).iter().for_each(|case| println!("{}", case.json()));
+        return Ok(());
+    }
+    if what != Some("step") {
+        ops::run(&o)?;
+    }
+    if what != Some("ops") {
+        step::run(&o)?;
+    }
+    Ok(())
+}
+
+fn dtype(name: &str) -> Result<DType> {
+    let known = [DType::F32, DType::F64, DType::F16, DType::BF16];
+    known
+        .into_iter()
+        .find(|d| d.to_string() == name)
+        .ok_or_else(|| Error::invalid("bench", format!("{name:?} is none of f32, f64, f16, bf16")))
+}

@@ -1,0 +1,252 @@
+//! Each op alone, forward and backward.
+
+use hadal::{DType, Layout, Result, Tensor, autograd, loss::SoftmaxCrossEntropy, ops::Conv2dOptions, ops::PoolOptions};
+
+use super::{Options, clock};
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    /// Shapes x, w; stride and padding.
+    Conv(usize, usize),
+    /// Shapes a, b.
+    Matmul,
+    /// Shapes x, w, b.
+    Dense,
+    Relu,
+    Sigmoid,
+    Add,
+    BatchNorm,
+    MaxPool,
+    GlobalAvgPool,
+    Dropout,
+    Softmax,
+    SoftmaxCrossEntropy,
+    Copy,
+}
+
+/// An op with the shapes of its inputs.
+pub struct Case {
+    name: String,
+    kind: Kind,
+    shapes: Vec<Vec<usize>>,
+}
+
+impl Case {
+    fn new(name: impl Into<String>, kind: Kind, shapes: &[&[usize]]) -> Self {
+        Case { name: name.into(), kind, shapes: shapes.iter().map(|s| s.to_vec()).collect() }
+    }
+
+    /// For other engines: what to measure under the same name.
+    pub fn json(&self) -> String {
+        let (op, stride, padding) = match self.kind {
+            Kind::Conv(stride, padding) => ("Conv".to_owned(), stride, padding),
+            other => (format!("{other:?}"), 1, 0),
+        };
+        let Case { name, shapes, .. } = self;
+        format!(
+            "{{\"name\": \"{name}\", \"op\": \"{op}\", \"shapes\": {shapes:?}, \"stride\": {stride}, \"padding\": {padding}}}"
+        )
+    }
+
+    fn forward(&self, t: &[Tensor]) -> Result<Tensor> {
+        let x = &t[0];
+        match self.kind {
+            Kind::Conv(stride, pad) => x.conv2d(&t[1], None, Conv2dOptions::new().stride([stride; 2]).padding([pad; 2])),
+            Kind::Matmul => x.matmul(&t[1]),
+            Kind::Dense => x.dense(&t[1], Some(&t[2])),
+            Kind::Relu => x.relu(),
+            Kind::Sigmoid => x.sigmoid(),
+            Kind::Add => x + &t[1],
+            Kind::BatchNorm => Ok(x.batch_norm(&t[1], &t[2], 1e-5)?.0),
+            Kind::MaxPool => x.max_pool2d(PoolOptions::new([3, 3]).stride([2, 2]).padding([1, 1])),
+            Kind::GlobalAvgPool => x.global_avg_pool2d(),
+            Kind::Dropout => x.dropout(0.5),
+            Kind::Softmax => x.softmax(-1),
+            Kind::SoftmaxCrossEntropy => SoftmaxCrossEntropy::new().forward(x, &t[1]),
+            Kind::Copy => x.copy(),
+        }
+    }
+
+    /// Floating-point operations of the forward pass; each of a product's two gradients takes as many.
+    fn flops(&self, y: &[usize]) -> f64 {
+        let per_output = match self.kind {
+            Kind::Conv(..) => self.shapes[1][1..].iter().product(),
+            Kind::Matmul => self.shapes[0][1],
+            Kind::Dense => self.shapes[1][1],
+            _ => return 0.0,
+        };
+        2.0 * (count(y) * per_output) as f64
+    }
+
+    /// The inputs that gradients are measured for, each alone, and what the measurement is called.
+    fn gradients(&self) -> &'static [(&'static str, &'static [usize])] {
+        match self.kind {
+            // Nobody asks for the gradient of the images.
+            Kind::Conv(..) if self.shapes[0][1] <= 4 => &[("dw", &[1])],
+            Kind::Conv(..) => &[("dx", &[0]), ("dw", &[1])],
+            Kind::Matmul => &[("da", &[0]), ("db", &[1])],
+            Kind::Dense => &[("dx", &[0]), ("dw, db", &[1, 2])],
+            Kind::BatchNorm => &[("dx, dγ, dβ", &[0, 1, 2])],
+            Kind::Add | Kind::Copy => &[],
+            _ => &[("dx", &[0])],
+        }
+    }
+}
+
+fn count(shape: &[usize]) -> usize {
+    shape.iter().product()
+}
+
+/// The convolutions of ResNet-18 on 96x96 images, the products of the MLP and larger ones, and what waits for memory.
+pub fn table(o: &Options) -> Vec<Case> {
+    let n = o.batch.unwrap_or(if o.quick {
+        2
+    } else if o.ctx.is_gpu() {
+        256
+    } else {
+        32
+    });
+    let mut all = Vec::new();
+    for (ci, co, h, k, s) in [
+        (1, 64, 96, 7, 2),
+        (64, 64, 24, 3, 1),
+        (64, 128, 24, 3, 2),
+        (64, 128, 24, 1, 2),
+        (128, 128, 12, 3, 1),
+        (128, 256, 12, 3, 2),
+        (256, 256, 6, 3, 1),
+        (256, 512, 6, 3, 2),
+        (512, 512, 3, 3, 1),
+    ] {
+        let stride = if s == 1 { String::new() } else { format!("/{s}") };
+        let name = format!("conv2d {ci}-{co} {h}x{h} {k}x{k}{stride}");
+        all.push(Case::new(name, Kind::Conv(s, k / 2), &[&[n, ci, h, h], &[co, ci, k, k]]));
+    }
+    let (large, map, wide) = if o.quick {
+        (64, [n, 8, 6, 6], [8, 32])
+    } else if o.ctx.is_gpu() {
+        (8192, [n, 64, 48, 48], [4096, 4096])
+    } else {
+        (1024, [n, 64, 48, 48], [256, 1000])
+    };
+    let (rows, c) = (8 * n, map[1]);
+    all.extend([
+        Case::new(format!("matmul {large}"), Kind::Matmul, &[&[large, large], &[large, large]]),
+        Case::new(format!("dense {rows}x784x256"), Kind::Dense, &[&[rows, 784], &[256, 784], &[256]]),
+        Case::new("relu", Kind::Relu, &[&map]),
+        Case::new("sigmoid", Kind::Sigmoid, &[&map]),
+        Case::new("add", Kind::Add, &[&map, &map]),
+        Case::new("batch_norm", Kind::BatchNorm, &[&map, &[c], &[c]]),
+        Case::new("max_pool2d 3x3/2", Kind::MaxPool, &[&map]),
+        Case::new("global_avg_pool2d", Kind::GlobalAvgPool, &[&map]),
+        Case::new("dropout", Kind::Dropout, &[&wide]),
+        Case::new("softmax", Kind::Softmax, &[&wide]),
+        Case::new("softmax_cross_entropy", Kind::SoftmaxCrossEntropy, &[&wide, &wide[..1]]),
+    ]);
+    all.retain(|case| case.name.contains(&o.only));
+    all
+}
+
+/// One line of the table.
+struct Row {
+    name: String,
+    pass: &'static str,
+    dtype: DType,
+    seconds: f64,
+    flops: f64,
+    bytes: f64,
+}
+
+pub fn run(o: &Options) -> Result<()> {
+    // More than any cache holds.
+    let elements = if o.quick { 1 << 12 } else { 64 << 20 };
+    let copied = Case::new("copy", Kind::Copy, &[&[elements]]);
+    let copy = measure(&copied, DType::F32, o)?.remove(0);
+    let ceiling = copy.bytes / copy.seconds;
+    if o.json {
+        let name = o.ctx.device_name()?;
+        println!(
+            "{{\"engine\": \"hadal\", \"context\": \"{}\", \"device\": \"{name}\", \"copy_gbs\": {:.1}}}",
+            o.ctx,
+            ceiling / 1e9
+        );
+    } else {
+        println!("{} ({}); copy {:.1} GB/s, read and written", o.ctx, o.ctx.device_name()?, ceiling / 1e9);
+    }
+    for &dtype in &o.dtypes {
+        let mut rows = Vec::new();
+        for case in table(o) {
+            rows.extend(measure(&case, dtype, o)?);
+        }
+        let best = rows.iter().map(|r| r.flops / r.seconds).fold(0.0, f64::max);
+        if !o.json {
+            println!("\n{:<34}{:<12}{:>10}{:>9}{:>7}{:>9}{:>7}", dtype.to_string(), "", "µs", "TFLOP/s", "", "GB/s", "");
+        }
+        rows.iter().for_each(|r| print(r, best, ceiling, o));
+    }
+    Ok(())
+}
+
+fn print(r: &Row, best: f64, copy: f64, o: &Options) {
+    let (flops, bytes) = (r.flops / r.seconds, r.bytes / r.seconds);
+    if o.json {
+        println!(
+            "{{\"engine\": \"hadal\", \"context\": \"{}\", \"name\": \"{}\", \"pass\": \"{}\", \"dtype\": \"{}\", \"us\": {:.3}, \
+             \"tflops\": {:.4}, \"of_best\": {:.3}, \"gbs\": {:.2}, \"of_copy\": {:.3}}}",
+            o.ctx,
+            r.name,
+            r.pass,
+            r.dtype,
+            r.seconds * 1e6,
+            flops / 1e12,
+            if best > 0.0 { flops / best } else { 0.0 },
+            bytes / 1e9,
+            bytes / copy
+        );
+        return;
+    }
+    let compute =
+        if r.flops > 0.0 { format!("{:>9.3}{:>6.0}%", flops / 1e12, 100.0 * flops / best) } else { format!("{:>16}", "") };
+    println!("{:<34}{:<12}{:>10.1}{compute}{:>9.1}{:>6.0}%", r.name, r.pass, r.seconds * 1e6, bytes / 1e9, 100.0 * bytes / copy);
+}
+
+/// The forward pass, and each gradient: the time of both passes less that of the forward one.
+fn measure(case: &Case, dtype: DType, o: &Options) -> Result<Vec<Row>> {
+    let inputs = |gradients: &[usize]| -> Result<Vec<Tensor>> {
+        let tensor = |(i, shape): (usize, &Vec<usize>)| -> Result<Tensor> {
+            let labels = case.kind == Kind::SoftmaxCrossEntropy && i == 1;
+            let x = Tensor::uniform(0.1, 1.0, shape, &o.ctx)?.cast(if labels { DType::I64 } else { dtype })?;
+            // Scales and offsets stay in f32, as in training.
+            let x = if case.kind == Kind::BatchNorm && i > 0 { x.cast(DType::F32)? } else { x };
+            let last = o.channels_last && shape.len() == 4;
+            let x = Tensor::new(x.array().to_layout(if last { Layout::ChannelsLast } else { Layout::RowMajor })?);
+            Ok(if gradients.contains(&i) { x.attach_grad() } else { x })
+        };
+        case.shapes.iter().enumerate().map(tensor).collect()
+    };
+    let x = inputs(&[])?;
+    let y = case.forward(&x)?.shape();
+    let work = &mut || autograd::train_mode(|| case.forward(&x)).map(drop);
+    let forward = clock::time(&o.ctx, o.quick, work)?;
+    let size = dtype.size() as f64;
+    let (read, written) = (case.shapes.iter().map(|s| count(s)).sum::<usize>() as f64 * size, count(&y) as f64 * size);
+    let row = |pass, seconds, bytes| Row { name: case.name.clone(), pass, dtype, seconds, flops: case.flops(&y), bytes };
+    let mut rows = vec![row("forward", forward, read + written)];
+    for &(pass, of) in case.gradients() {
+        let x = inputs(of)?;
+        let work = &mut || autograd::record(|| case.forward(&x))?.backward();
+        let both = clock::time(&o.ctx, o.quick, work)?;
+        // dy and the other inputs are read, the gradients written.
+        let gradients: usize = of.iter().map(|&i| count(&case.shapes[i])).sum();
+        let others: usize = (0..case.shapes.len()).filter(|i| !of.contains(i)).map(|i| count(&case.shapes[i])).sum();
+        let kept = if others == 0 { count(&case.shapes[0]) } else { others };
+        let backward = both - forward;
+        if backward < 0.02 * both {
+            eprintln!("{} {pass}: lost in the noise of the forward pass", case.name);
+            continue;
+        }
+        rows.push(row(pass, backward, written + (kept + gradients) as f64 * size));
+    }
+    Ok(rows)
+}
