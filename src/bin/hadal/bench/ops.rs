@@ -193,7 +193,7 @@ fn print(r: &Row, best: f64, copy: f64, o: &Options) {
     if o.json {
         println!(
             "{{\"engine\": \"hadal\", \"context\": \"{}\", \"name\": \"{}\", \"pass\": \"{}\", \"dtype\": \"{}\", \"us\": {:.3}, \
-             \"tflops\": {:.4}, \"of_best\": {:.3}, \"gbs\": {:.2}, \"of_copy\": {:.3}}}",
+             \"tflops\": {:.6}, \"of_best\": {:.6}, \"gbs\": {:.5}, \"of_copy\": {:.6}}}",
             o.ctx,
             r.name,
             r.pass,
