@@ -5,6 +5,7 @@ mod common;
 
 mod blocks;
 mod counts;
+mod pytorch;
 mod registry;
 mod shapes;
 mod steps;
