@@ -152,15 +152,20 @@ static void __attribute__((noinline)) compute(Worker* w, Product& p, Tile& t) {
         for (auto& r : a)
             for (unsigned k = 0; k < K; k++) r[k] = -r[k];
     bool fresh = !op.scale_d;
+#if defined(__AVX512F__)
+    const int rows = 8;                 // as many sums as hide an addition's latency and fit into registers
+#else
+    const int rows = 4;
+#endif
     for (unsigned j = 0; j < n; j += 16)
-        for (unsigned i = 0; i < 64; i += 4) {
-            V c[4];
-            for (int x = 0; x < 4; x++) c[x] = fresh ? V{} : *(const V*)&t.sum[i + x][j];
+        for (unsigned i = 0; i < 64; i += rows) {
+            V c[rows];
+            for (int x = 0; x < rows; x++) c[x] = fresh ? V{} : *(const V*)&t.sum[i + x][j];
             for (unsigned k = 0; k < K; k++) {
                 V r = *(const V*)&b[k][j];
-                for (int x = 0; x < 4; x++) c[x] += a[i + x][k] * r;
+                for (int x = 0; x < rows; x++) c[x] += a[i + x][k] * r;
             }
-            for (int x = 0; x < 4; x++) *(V*)&t.sum[i + x][j] = c[x];
+            for (int x = 0; x < rows; x++) *(V*)&t.sum[i + x][j] = c[x];
         }
 }
 

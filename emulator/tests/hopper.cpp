@@ -544,7 +544,7 @@ static void wrong_swizzle() {   // the map has another swizzle than the descript
 static Map small(int swizzle = 0) { return tiled(F32, upload(std::vector<float>(64, 1.f)), {{8, 8}, {8, 8}, {}, {}, swizzle}); }
 static void speed() {
     void* m = kernels();
-    int n = 512, k = 2048;
+    int n = 512, k = 8192;
     auto A = numbers((size_t)n * k, 1);
     CUdeviceptr p = upload(halves(A, to_bf16)), c = device((size_t)n * n * 4);
     Map a = tiled(BF16, p, {{(uint64_t)k, (uint64_t)n}, {64, 64}, {}, {}, SW128}), b = tiled(BF16, p, {{(uint64_t)k, (uint64_t)n}, {64, 72}, {}, {}, SW128});
