@@ -169,11 +169,11 @@ TENSOR_WORDS("5d", LIST(int c, int w, int h, int d, int n), "%2, %3, %4, %5, %6"
 
 // ---- stmatrix: lanes 0-7 give the rows of matrix 0, 8-15 of matrix 1 and so on, 16 bytes each; a register holds columns
 // 2(lane%4) and the next of row lane/4, or (trans) these rows of that column.
-#define STMATRIX(name, shape, text, ...)                                                                          \
-  __device__ __forceinline__ void name(void* row, const unsigned* r) {                                            \
-    asm volatile("stmatrix.sync.aligned.m8n8." shape ".shared.b16 [%0], {" text "};" ::"r"(shared_address(row)),  \
-                 __VA_ARGS__                                                                                      \
-                 : "memory");                                                                                     \
+#define STMATRIX(name, shape, text, ...)                                                                                  \
+  __device__ __forceinline__ void name(void* row, const unsigned* r) {                                                    \
+    asm volatile("stmatrix.sync.aligned.m8n8." shape ".shared.b16 [%0], {" text "};" ::"r"(shared_address(row)),          \
+                 __VA_ARGS__                                                                                              \
+                 : "memory");                                                                                             \
   }
 STMATRIX(stmatrix_x2, "x2", "%1, %2", "r"(r[0]), "r"(r[1]))
 STMATRIX(stmatrix_x4, "x4", "%1, %2, %3, %4", "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3]))

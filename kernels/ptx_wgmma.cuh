@@ -98,7 +98,7 @@ template <int pending> __device__ __forceinline__ void wgmma_wait() {
 
 // The operands after them: B, scale_d, scale_a, scale_b, trans_b, trans_a, and A: its descriptor, or four registers.
 #define WGMMA_OP(n, instruction, a_text, trans_text, at_b, at_d, at_sa, at_sb, ...)                                           \
-  asm volatile("{.reg .pred p; setp.ne.b32 p, %" #at_d ", 0; wgmma.mma_async.sync.aligned.m64n" #n instruction " {" \
+  asm volatile("{.reg .pred p; setp.ne.b32 p, %" #at_d ", 0; wgmma.mma_async.sync.aligned.m64n" #n instruction " {"           \
                WGMMA_TEXT##n "}, " a_text ", %" #at_b ", p, %" #at_sa ", %" #at_sb trans_text ";}"                            \
                : WGMMA_REGISTERS##n                                                                                           \
                : "l"(b), "r"(scale_d), "n"(scale_a), "n"(scale_b), "n"(trans_b), "n"(trans_a), __VA_ARGS__)

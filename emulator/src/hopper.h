@@ -56,12 +56,13 @@ struct Warpgroup {
     FiberSet waiting;
 };
 struct Held { float* d; int n, tile; unsigned last; };      // last: the product that wrote it last
+struct Given { float* d; int n; uint64_t sum; };            // accumulators as a wait left them, and a sum over them
 struct HopperThread {
     unsigned issued = 0, committed = 0, waited = 0;
     std::deque<unsigned> groups;        // for each commit, how many products had been issued
     bool fenced = false, ever_fenced = false;
     std::vector<Held> held;
-    std::vector<std::pair<float*, std::vector<float>>> given;   // accumulators as the last wait left them
+    std::vector<Given> given;           // since the last fence
     // Bulk stores.
     std::vector<std::pair<unsigned, BulkCopy>> stores;  // with their group
     unsigned store_group = 0;

@@ -186,6 +186,16 @@ static void give(const Tile& t, unsigned index, float* d, int n) {
     }
 }
 
+static uint64_t sum_of(const float* d, int n) {
+    uint64_t h = 1;
+    for (int i = 0; i < n / 2; i += 2) {
+        uint64_t x;
+        memcpy(&x, d + i, 8);
+        h = (h ^ x) * 0x9E3779B97F4A7C15ull;
+    }
+    return h;
+}
+
 [[noreturn]] static void __attribute__((noinline)) wrong(const std::string& what, const char* file, int line) { fault(CUDA_ERROR_LAUNCH_FAILED, "wgmma" + at(file, line) + ": " + what); }
 
 static HopperThread& thread_of(Worker* w, Fiber* f, const char* file, int line) {
@@ -224,7 +234,7 @@ extern "C" void emu_wgmma_issue(emu_thread* self, const emu_wgmma* op, const cha
     if (!held) {
         if (op->scale_d && !t.fenced) {
             bool same = false;
-            for (auto& v : t.given) same |= v.first == op->d && v.second.size() == (size_t)op->n / 2 && !memcmp(v.first, v.second.data(), v.second.size() * 4);
+            for (auto& v : t.given) same |= v.d == op->d && v.n == op->n && v.sum == sum_of(v.d, v.n);
             if (!same) wrong("the accumulators were written without a wgmma_fence after it", file, line);
         }
         if (p.tile < 0) {
@@ -286,8 +296,10 @@ extern "C" void emu_wgmma_wait(emu_thread* self, unsigned pending, const char* f
         Tile& tile = *g.tiles[(size_t)h.tile];
         give(tile, f->index, h.d, h.n);
         tile.holders--;
-        if (t.given.size() > 4) t.given.clear();
-        t.given.emplace_back(h.d, std::vector<float>(h.d, h.d + h.n / 2));
+        for (size_t k = 0; k < t.given.size();)
+            if (t.given[k].d == h.d) t.given.erase(t.given.begin() + (long)k);
+            else k++;
+        t.given.push_back({h.d, h.n, sum_of(h.d, h.n)});
         t.held.erase(t.held.begin() + (long)i);
         t.fenced = false;
     }
