@@ -69,6 +69,28 @@ void emu_cp_async_wait(emu_thread* self, int pending);
 void emu_warp_mma(unsigned long long* slots, unsigned present);
 void emu_warp_ldmatrix(unsigned long long* slots, unsigned present);
 void emu_warp_stmatrix(unsigned long long* slots, unsigned present);
+
+// Hopper's words (mbarrier.cpp, bulk.cpp, wgmma.cpp).
+void emu_mbarrier_init(emu_thread* self, void* bar, unsigned count, const char* file, int line);
+void emu_mbarrier_invalidate(emu_thread* self, void* bar, const char* file, int line);
+// Counts `arrivals` down after `bytes` more are expected; either may be 0.
+void emu_mbarrier_arrive(emu_thread* self, void* bar, unsigned arrivals, unsigned bytes, const char* file, int line);
+// how 0: asks only; 1: may wait, and may give up; 2: waits for as long as it takes.
+bool emu_mbarrier_wait(emu_thread* self, void* bar, unsigned parity, int how, const char* file, int line);
+void emu_fence_mbarrier_init(emu_thread* self);
+void emu_fence_proxy_async(emu_thread* self);
+void emu_bulk_load(emu_thread* self, void* dst, const void* src, unsigned bytes, void* bar, const char* file, int line);
+void emu_bulk_store(emu_thread* self, void* dst, const void* src, unsigned bytes, const char* file, int line);
+// kind 0 load, 1 store, 2 store that adds, 3 prefetch; offsets: null, or those of an im2col copy.
+void emu_tensor_copy(emu_thread* self, int kind, void* shared, const void* map, void* bar, int rank, const int* coordinates, int im2col,
+                     const int* offsets, const char* file, int line);
+void emu_bulk_commit(emu_thread* self);
+void emu_bulk_wait(emu_thread* self, unsigned pending);
+struct emu_wgmma;
+void emu_wgmma_issue(emu_thread* self, const emu_wgmma* op, const char* file, int line);
+void emu_wgmma_fence(emu_thread* self);
+void emu_wgmma_commit(emu_thread* self, const char* file, int line);
+void emu_wgmma_wait(emu_thread* self, unsigned pending, const char* file, int line);
 unsigned long long emu_clock();
 unsigned short emu_f32_to_f16(float);
 float emu_f16_to_f32(unsigned short);
@@ -81,6 +103,13 @@ struct emu_mma {
     int k;
     unsigned a[4], b[4];
     float* d;
+};
+struct emu_wgmma {
+    int type, n;                // 0 bf16, 1 f16, 2 tf32
+    int a_in_registers, trans_a, trans_b, scale_a, scale_b, scale_d;
+    unsigned long long a, b;    // descriptors
+    unsigned ra[4];
+    float* d;                   // n / 2 registers
 };
 struct emu_ldmatrix {
     const char* row;            // the address that this lane gives

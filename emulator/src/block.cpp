@@ -6,6 +6,8 @@
 #include <cstdio>
 #include <cstring>
 
+#include "hopper.h"
+
 static const size_t page = 4096, stack_size = 256 * 1024;
 
 inline int FiberSet::next(unsigned i, unsigned words) const {
@@ -97,6 +99,7 @@ void Worker::run_block(Launch& l, unsigned bx, unsigned by, unsigned bz) {
     b.tracked = 0;
     b.linear = l.block.y == 1 && l.block.z == 1 && !settings().shuffle;
     waiting = 0;
+    hopper_used = false;
     b.order = nullptr;
     b.cluster_dim = {1, 1, 1};
     b.cluster_rank = 0;
@@ -151,6 +154,7 @@ void Worker::run_block(Launch& l, unsigned bx, unsigned by, unsigned bz) {
         return;
     }
     for (unsigned i = 0; i < nwarps; i++) warps[i].used = 0;
+    if (hopper_used) hopper_end_block(this);
     for (unsigned k = 0; k < slack; k++)
         if ((uint8_t)b.dynamic[l.dynamic_shared + k] != 0xA5) {
             char s[128];
@@ -192,7 +196,7 @@ inline __attribute__((always_inline)) void Worker::wait(Fiber* f) {
         to = start_fiber();
     } else {
         int i = ready.next(f->slot, words);
-        if (i < 0) deadlock();
+        if (i < 0) i = (int)nobody_ready();
         to = fibers[(unsigned)i].get();
         ready.reset((unsigned)i);
     }
@@ -211,8 +215,19 @@ void Worker::leave(Fiber* f) {
         context_switch(&f->context, &running->context);
         return;
     }
-    if (block.tracked && alive) deadlock();
+    if (block.tracked && alive) {
+        running = fibers[nobody_ready()].get();
+        context_switch(&f->context, &running->context);
+        return;
+    }
     context_switch(&f->context, &main);
+}
+void Worker::block_on(Fiber* f, FiberSet& set, Waits how, const void* in) {
+    track();
+    set.set(f->slot);
+    f->waits = how;
+    f->waits_in = in;
+    wait(f);
 }
 void Worker::wake(FiberSet& set) {
     for (unsigned i = 0; i < max_fibers / 64; i++) {
@@ -407,7 +422,16 @@ extern "C" void emu_thread_exit(emu_thread* self) {
 
 // ---- nobody can go on
 
-void Worker::deadlock() {
+unsigned Worker::nobody_ready() {
+    // A wait that may give up does so: its thread may have something else to do. Not for ever, though.
+    if (hopper_used && hopper->given_up < 1000)
+        for (auto& f : fibers)
+            if (f->waits == WaitsTry) {
+                hopper->given_up++;
+                hopper->give_up(f.get());
+                waiting--;
+                return f->slot;
+            }
     std::string s = "deadlock: no thread of the block can go on";
     std::vector<const void*> told;
     for (auto& p : fibers) {
@@ -433,6 +457,8 @@ void Worker::deadlock() {
                 snprintf(t, sizeof t, "__syncthreads at %s:%d, which %u of %u threads have reached", b->file, b->line, b->arrived, alive);
             else
                 snprintf(t, sizeof t, "barrier %d at %s:%d, which %u of %u threads have reached", (int)(b - barriers), b->file, b->line, b->arrived, b->expected);
+        } else if (f->waits == WaitsMbarrier || f->waits == WaitsTry || f->waits == WaitsWgmma) {
+            snprintf(t, sizeof t, "%s", hopper->waits_for(f).c_str());
         } else {
             auto* m = (const Meeting*)f->waits_in;
             unsigned index = f->index >> 5;

@@ -23,7 +23,7 @@ struct FiberSet {
 
 struct PendingCopy { char* dst; unsigned bytes; unsigned group; uint8_t data[16]; };
 
-enum Waits : uint8_t { WaitsNot, WaitsBarrier, WaitsMeeting, WaitsYield };
+enum Waits : uint8_t { WaitsNot, WaitsBarrier, WaitsMeeting, WaitsYield, WaitsMbarrier, WaitsTry, WaitsWgmma };
 
 // What a switch touches comes first, in one line of the cache.
 struct alignas(64) Fiber : emu_thread {
@@ -63,12 +63,19 @@ struct Warp {
     unsigned used = 0;
 };
 
+// Who touched two bytes of shared memory last, and when.
 struct RaceWord {
-    uint32_t writer, reader;            // thread + 1
     uint32_t write_time, read_time;     // the block's time of barriers
     uint32_t write_warp_time, read_warp_time;
-    uint8_t many_readers;
+    uint32_t write_fences;              // the worker's count of proxy fences at the write
+    uint16_t writer, reader;            // thread + 1
+    uint8_t write_bytes, read_bytes;    // which of the two
+    bool many_readers;
+    bool by_engine;                     // the last write was a bulk copy's
+    bool in_flight;                     // of a bulk copy that nobody has waited for
 };
+
+struct Hopper;                          // hopper.h
 
 struct Signal {
     int number = 0;
@@ -113,7 +120,12 @@ struct Worker {
     size_t dynamic_pages = 0;
     Stack abort_stack;
     Signal signal;                      // that ended the running block
-    std::vector<RaceWord> race;         // one per word of shared memory
+    std::vector<RaceWord> race;         // one per two bytes of shared memory
+    uint32_t fences = 0, fenced[max_threads] = {};      // proxy fences so far, and the last one of each thread
+    uint32_t block_time = 0;            // when the block began
+
+    Hopper* hopper = nullptr;           // mbarriers, bulk copies, wgmma; made when first used
+    bool hopper_used = false;           // by this block
 
     void track();                       // begins to keep `exited` and `alive`
     void wait(Fiber* f);                // gives the host thread to another fiber
@@ -121,7 +133,8 @@ struct Worker {
     void wake(FiberSet& set);
     Fiber* start_fiber();
     [[noreturn]] void abort_block();
-    void deadlock();
+    unsigned nobody_ready();            // a fiber whose wait may give up; reports a deadlock if there is none
+    void block_on(Fiber* f, FiberSet& set, Waits how, const void* in);
     void complete(Barrier& b);
     void complete(unsigned index, Meeting& m);
     void make_fiber(unsigned slot);
@@ -134,4 +147,8 @@ void hooks_begin_block(Worker* w);
 // Checks an access that the emulator makes on behalf of the running thread, or of another lane of its warp (hooks.cpp).
 void hooks_access(uintptr_t p, unsigned bytes, bool write);
 void hooks_access_as(unsigned lane, uintptr_t p, unsigned bytes, bool write);
-void report_after_block(Worker* w, const std::string& what);   // a fault found when no thread of the block runs any more
+// The same for shared memory that the tensor cores or the copy engine touch on behalf of a thread of the block; a copy that
+// is under way until hooks_arrived.
+void hooks_engine(unsigned thread, unsigned offset, unsigned bytes, bool write);
+void hooks_arrived(unsigned offset, unsigned bytes);
+void report_after_block(Worker* w, const std::string& what, CUresult code = CUDA_ERROR_ILLEGAL_ADDRESS);   // no thread of the block runs any more

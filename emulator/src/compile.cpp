@@ -122,7 +122,7 @@ static const std::string& environment() {
         s += "portable";
 #endif
         std::string text;
-        for (const char* h : {"emu_abi.h", "emu_words.h", "emu_math.h", "emu_ptx.h"})
+        for (const char* h : {"emu_abi.h", "emu_words.h", "emu_math.h", "emu_ptx.h", "emu_hopper.h"})
             if (read_file(home() + "/include/" + h, &text)) s += text;
         return s;
     }();
@@ -212,7 +212,7 @@ static std::string flags_of(bool fmad) {
     // CUDA contracts a*b+c by default. Punning through pointers is usual in kernels.
     return std::string("-std=gnu++17 -O2 -march=native -fPIC -w -fno-exceptions -fno-rtti -fno-asynchronous-unwind-tables -fno-stack-protector "
                        "-fno-threadsafe-statics -fno-semantic-interposition -fno-strict-aliasing -fno-math-errno -fno-trapping-math "
-                       "-fno-diagnostics-show-caret -fno-ident -Wno-register -ffp-contract=") + (fmad ? "fast" : "off")
+                       "-fno-gnu-unique -fno-diagnostics-show-caret -fno-ident -Wno-register -ffp-contract=") + (fmad ? "fast" : "off")
 #if defined(__x86_64__) && !defined(EMU_PORTABLE)
            + " -ffixed-r15"
 #else

@@ -35,21 +35,22 @@ bool Worker::owns(uintptr_t p) const {
     return p >= (uintptr_t)shared_at.data() && p < (uintptr_t)(shared_at.data() + shared_at.size());
 }
 
-// ---- races in shared memory: each word remembers who wrote and read it last, and when. Time advances at barriers of the
-// block; within a warp also at each meeting of its lanes.
+// ---- races in shared memory: each pair of bytes remembers who wrote and read it last, and when. Time advances at barriers of the
+// block (and of a part of it, and when the phase of an mbarrier completes); within a warp also at each meeting of its lanes.
 
 void hooks_begin_block(Worker* w) {
     if (!settings().race) return;
-    w->race.resize((static_base + static_room + dynamic_room + 16384) / 4);
+    w->race.resize((static_base + static_room + dynamic_room + 16384) / 2);
     // A new time makes all that was noted before old: no need to clear.
     w->time++;
     if (w->time > 0xfffffff0u) {
         std::fill(w->race.begin(), w->race.end(), RaceWord{});
         w->time = 1;
     }
+    w->block_time = w->time;
 }
 
-static std::string shared_name(Worker* w, unsigned offset) {
+std::string shared_name(Worker* w, unsigned offset) {
     char s[160];
     for (unsigned id = 0; id < w->ids_used; id++)
         if (w->shared_at[id] && offset >= w->shared_at[id] && offset < w->shared_at[id] + w->shared_sizes[id]) {
@@ -60,37 +61,68 @@ static std::string shared_name(Worker* w, unsigned offset) {
     return s;
 }
 
-static void race(Worker* w, unsigned index, unsigned offset, unsigned bytes, bool write, void* pc) {
-    for (unsigned word = offset / 4; word <= (offset + bytes - 1) / 4 && word < w->race.size(); word++) {
-        RaceWord& r = w->race[word];
-        uint32_t now = w->time, warp_now = w->warp_time[index / 32], me = index + 1;
-        // Bytes of one word by different threads are no race, and noted by word: narrow accesses are let pass unless they
-        // cover the whole word.
-        bool narrow = bytes < 4;
-        auto conflicts = [&](uint32_t other, uint32_t time, uint32_t warp_time) {
-            if (!other || other == me || time != now) return false;
+[[noreturn]] static void __attribute__((noinline)) tell_race(Worker* w, unsigned offset, bool write, const char* what, const char* which, void* pc) {
+    fault(CUDA_ERROR_LAUNCH_FAILED, std::string(what) + ": " + (write ? "write" : "read") + " of " + shared_name(w, offset) + source_line(pc) + which);
+}
+
+// `engine`: on behalf of the thread, by the tensor cores or the copy engine, which see ordinary writes after a fence of the writer only.
+static void race(Worker* w, unsigned index, unsigned offset, unsigned bytes, bool write, bool engine, void* pc) {
+    uint32_t now = w->time, warp_now = w->warp_time[index / 32];
+    uint16_t me = (uint16_t)(index + 1);
+    for (unsigned at = offset & ~1u; at < offset + bytes && at / 2 < w->race.size(); at += 2) {
+        RaceWord& r = w->race[at / 2];
+        uint8_t mine = (uint8_t)((at >= offset ? 1 : 0) | (at + 1 < offset + bytes ? 2 : 0));
+        auto conflicts = [&](uint32_t other, uint32_t time, uint32_t warp_time, uint8_t theirs) {
+            if (!other || other == me || time != now || !(theirs & mine)) return false;
             return (other - 1) / 32 != index / 32 || warp_time == warp_now;
         };
-        bool by_write = conflicts(r.writer, r.write_time, r.write_warp_time);
-        bool by_read = write && (conflicts(r.reader, r.read_time, r.read_warp_time) ||
-                                 (r.many_readers && r.read_time == now && (r.reader == me || (r.reader - 1) / 32 == index / 32)));
-        if ((by_write || by_read) && !narrow) {
+        if (r.in_flight && r.write_time >= w->block_time && !(engine && write))
+            tell_race(w, at, write, "race with a bulk copy", ", where a bulk copy is on its way that nobody has waited for", pc);
+        if (engine && r.writer && !r.by_engine && r.write_time >= w->block_time && (r.write_bytes & mine) && w->fenced[r.writer - 1] <= r.write_fences) {
+            std::string t = ", which thread " + thread_name(w->block, r.writer - 1u) + " wrote without fence.proxy.async after it";
+            tell_race(w, at, write, "missing proxy fence", t.c_str(), pc);
+        }
+        bool by_write = conflicts(r.writer, r.write_time, r.write_warp_time, r.write_bytes);
+        bool by_read = write && (conflicts(r.reader, r.read_time, r.read_warp_time, r.read_bytes) ||
+                                 (r.many_readers && r.read_time == now && (r.read_bytes & mine) && (r.reader == me || (r.reader - 1u) / 32 == index / 32)));
+        if (by_write || by_read) {
             uint32_t other = by_write ? r.writer : r.reader;
-            std::string s = "race in shared memory: " + std::string(write ? "write" : "read") + " of " + shared_name(w, word * 4) + source_line(pc) + ", which ";
-            s += other == me ? "another thread" : "thread " + thread_name(w->block, other - 1);
-            s += by_write ? " wrote" : " read";
-            s += " without a barrier in between";
-            fault(CUDA_ERROR_LAUNCH_FAILED, s);
+            std::string t = other == me ? ", which another thread" : ", which thread " + thread_name(w->block, other - 1);
+            t += by_write ? " wrote" : " read";
+            t += " without a barrier in between";
+            tell_race(w, at, write, "race in shared memory", t.c_str(), pc);
         }
         if (write) {
-            if (!narrow) r.writer = me, r.write_time = now, r.write_warp_time = warp_now;
+            // The other byte's writer is forgotten, which may miss a race and invents none.
+            bool same = r.writer == me && r.write_time == now && r.write_warp_time == warp_now && r.by_engine == engine;
+            r.write_bytes = same ? r.write_bytes | mine : mine;
+            r.writer = me, r.write_time = now, r.write_warp_time = warp_now;
+            r.write_fences = w->fences;
+            r.by_engine = engine, r.in_flight = false;
         } else {
-            bool fresh = r.read_time != now || !r.reader;
-            if (fresh) r.many_readers = 0;
-            else if (r.reader != me && (r.reader - 1) / 32 != index / 32) r.many_readers = 1;
+            // With many readers, read_bytes are those that readers of two warps have read.
+            bool fresh = r.read_time != now || !r.reader, same = r.reader == me;
+            uint8_t both = r.read_bytes & mine;
+            if (fresh) r.many_readers = false;
+            else if (!same && both && (r.reader - 1u) / 32 != index / 32) r.many_readers = true;
+            if (!fresh && !both && !same) r.many_readers = false;
+            r.read_bytes = r.many_readers ? both : !fresh && same ? r.read_bytes | mine : mine;
             r.reader = me, r.read_time = now, r.read_warp_time = warp_now;
         }
     }
+}
+
+void hooks_engine(unsigned thread, unsigned offset, unsigned bytes, bool write) {
+    if (!settings().race) return;
+    Worker* w = current_worker;
+    race(w, thread, offset, bytes, write, true, nullptr);
+    if (write)
+        for (unsigned at = offset / 2; at < (offset + bytes + 1) / 2; at++) w->race[at].in_flight = true;
+}
+void hooks_arrived(unsigned offset, unsigned bytes) {
+    if (!settings().race) return;
+    Worker* w = current_worker;
+    for (unsigned at = offset / 2; at < (offset + bytes + 1) / 2; at++) w->race[at].in_flight = false;
 }
 
 // ---- every access
@@ -118,7 +150,7 @@ static inline void access_by(Worker* w, unsigned index, uintptr_t p, unsigned by
                      bytes, source_line(pc).c_str(), w->static_top - static_base, w->launch->dynamic_shared, (long long)(p - d));
             fault(CUDA_ERROR_ILLEGAL_ADDRESS, t);
         }
-        if (settings().race) race(w, index, (unsigned)(p - shared), bytes, write, pc);
+        if (settings().race) race(w, index, (unsigned)(p - shared), bytes, write, false, pc);
         return;
     }
     Fiber* f = w->running;

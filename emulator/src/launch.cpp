@@ -232,9 +232,9 @@ void fault(CUresult code, const std::string& what) {
     }
     current_worker->abort_block();
 }
-void report_after_block(Worker* w, const std::string& what) {
+void report_after_block(Worker* w, const std::string& what, CUresult code) {
     w->running = nullptr;
-    report(CUDA_ERROR_ILLEGAL_ADDRESS, what, where_am_i());
+    report(code, what, where_am_i());
 }
 
 static struct sigaction previous[NSIG];

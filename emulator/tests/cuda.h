@@ -54,6 +54,8 @@ int cuEventElapsedTime(float*, void*, void*);
 int cuOccupancyMaxActiveBlocksPerMultiprocessor(int*, void*, int, size_t);
 int cuGetErrorName(int, const char**);
 int cuGetProcAddress_v2(const char*, void**, int, uint64_t, int*);
+int cuTensorMapEncodeTiled(void*, int, unsigned, void*, const uint64_t*, const uint64_t*, const unsigned*, const unsigned*, int, int, int, int);
+int cuTensorMapEncodeIm2col(void*, int, unsigned, void*, const uint64_t*, const uint64_t*, const int*, const int*, unsigned, unsigned, const unsigned*, int, int, int, int);
 int nvrtcCreateProgram(void**, const char*, const char*, int, const char* const*, const char* const*);
 int nvrtcCompileProgram(void*, int, const char* const*);
 int nvrtcGetCUBINSize(void*, size_t*);
@@ -166,3 +168,31 @@ template <class... A> int launch(void* f, Grid g, void* stream, A... a) {
     return cuLaunchKernel(f, g.gx, g.gy, g.gz, g.bx, g.by, g.bz, g.shared, stream, args, nullptr);
 }
 template <class... A> int launch1(void* f, unsigned grid, unsigned block, A... a) { return launch(f, Grid{grid, 1, 1, block, 1, 1, 0}, (void*)nullptr, a...); }
+
+// Each case is a run of the program of its own, since a fault in a kernel ends the context's life. Without arguments a program
+// runs all of its cases and looks at how each ended and what it wrote to stderr.
+struct Case { const char* name; void (*run)(); const char* env; const char* said; };
+template <size_t n> int run_cases(int argc, char** argv, const Case (&cases)[n]) {
+    if (argc > 1) {
+        begin();
+        cases[atoi(argv[1])].run();
+        return 0;
+    }
+    int passed = 0, failed = 0;
+    for (size_t i = 0; i < n; i++) {
+        const Case& c = cases[i];
+        std::string command = std::string(c.env) + " " + argv[0] + " " + std::to_string(i) + " 2>&1", said;
+        FILE* p = popen(command.c_str(), "r");
+        char b[4096];
+        while (size_t k = fread(b, 1, sizeof b, p)) said.append(b, k);
+        int status = pclose(p);
+        bool ok = status == 0 && said.find(c.said) != std::string::npos;
+        if (!*c.said && said.find("hadal emulator") != std::string::npos && !strstr(c.name, "limits")) ok = false;
+        (ok ? passed : failed)++;
+        printf("%s %s\n", ok ? "ok    " : "FAILED", c.name);
+        if (!ok || getenv("VERBOSE") || (!*c.said && !said.empty())) printf("    %s%s\n", said.c_str(), ok ? "" : ("    expected: " + std::string(c.said)).c_str());
+        fflush(stdout);
+    }
+    printf("%d passed, %d failed\n", passed, failed);
+    return failed != 0;
+}

@@ -1,5 +1,4 @@
-// Each case is a run of this program of its own, since a fault in a kernel ends the context's life. Without arguments it
-// runs all cases and looks at how each ended and what it wrote to stderr.
+// The emulator's own tests but for Hopper's words, which hopper.cpp has.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -682,7 +681,6 @@ static void racy_ones() {       // HADAL_EMU_RACE=1 has nothing to say about the
     named_barriers();
 }
 
-struct Case { const char* name; void (*run)(); const char* env; const char* said; };
 static const Case cases[] = {
     {"axpy", axpy, "", ""},
     {"matmul", matmul, "", ""},
@@ -728,27 +726,4 @@ static const Case cases[] = {
     {"fault: missing wait for cp.async", missing_wait, "", ""},
 };
 
-int main(int argc, char** argv) {
-    if (argc > 1) {
-        begin();
-        cases[atoi(argv[1])].run();
-        return 0;
-    }
-    int passed = 0, failed = 0, n = sizeof cases / sizeof *cases;
-    for (int i = 0; i < n; i++) {
-        const Case& c = cases[i];
-        std::string command = std::string(c.env) + " " + argv[0] + " " + std::to_string(i) + " 2>&1", said;
-        FILE* p = popen(command.c_str(), "r");
-        char b[4096];
-        while (size_t k = fread(b, 1, sizeof b, p)) said.append(b, k);
-        int status = pclose(p);
-        bool ok = status == 0 && said.find(c.said) != std::string::npos;
-        if (!*c.said && said.find("hadal emulator") != std::string::npos && !strstr(c.name, "limits")) ok = false;
-        (ok ? passed : failed)++;
-        printf("%s %s\n", ok ? "ok    " : "FAILED", c.name);
-        if (!ok || getenv("VERBOSE") || (!*c.said && !said.empty())) printf("    %s%s\n", said.c_str(), ok ? "" : ("    expected: " + std::string(c.said)).c_str());
-        fflush(stdout);
-    }
-    printf("%d passed, %d failed\n", passed, failed);
-    return failed != 0;
-}
+int main(int argc, char** argv) { return run_cases(argc, argv, cases); }

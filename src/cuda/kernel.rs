@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use super::{
     launch::Launch,
     source::{Define, Source},
+    tensor_map::TensorMap,
 };
 use crate::{Array, Result, random::Draw};
 
@@ -84,6 +85,28 @@ impl<'a> Kernel<'a> {
                 l.fail(e);
             }
             l.array(a)
+        })
+    }
+
+    /// An array that the kernel reads by the copy engine: a parameter `const __grid_constant__ TensorMap`. A wrong map is an error
+    /// of [`Kernel::run`].
+    pub fn tensor<'b>(self, a: &'b Array, map: &TensorMap) -> Kernel<'b>
+    where
+        'a: 'b,
+    {
+        self.then(|l| l.tensor(a, map))
+    }
+
+    /// An array that the kernel writes by the copy engine; copied first when it is shared.
+    pub fn tensor_mut<'b>(self, a: &'b mut Array, map: &TensorMap) -> Kernel<'b>
+    where
+        'a: 'b,
+    {
+        self.then(|mut l| {
+            if let Err(e) = a.make_unique() {
+                l.fail(e);
+            }
+            l.tensor(a, map)
         })
     }
 

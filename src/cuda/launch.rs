@@ -9,6 +9,7 @@ use super::{
     capture,
     device::Device,
     source::{Define, Function, Source},
+    tensor_map::TensorMap,
 };
 use crate::{Array, Context, Error, Result, Storage, random::Draw, shape::numel};
 
@@ -70,21 +71,41 @@ impl Launch {
         self.words.push(w);
     }
 
-    /// A pointer to an array's elements.
-    pub(crate) fn array(mut self, a: &Array) -> Self {
+    /// Where an array's elements are, if it lies on the launch's device; a graph holds it from here on.
+    fn address(&mut self, a: &Array) -> Option<u64> {
         match a.storage() {
             Storage::Cuda(b) if b.ordinal() == self.device.ordinal && b.len() >= numel(a.shape()) * a.dtype().size() => {
                 if let Err(e) = capture::hold(b.block()) {
                     self.fail(e);
                 }
-                self.word(b.ptr());
+                Some(b.ptr())
             }
             _ => {
                 let e = Error::Context { op: self.name, left: Context::Gpu(self.device.ordinal), right: a.context() };
                 self.fail(e);
+                None
             }
         }
+    }
+
+    /// A pointer to an array's elements.
+    pub(crate) fn array(mut self, a: &Array) -> Self {
+        if let Some(address) = self.address(a) {
+            self.word(address);
+        }
         self
+    }
+
+    /// An array as the copy engine sees it: the `TensorMap` of `kernels/ptx_hopper.cuh`.
+    pub(crate) fn tensor(mut self, a: &Array, map: &TensorMap) -> Self {
+        let Some(address) = self.address(a) else { return self };
+        match map.encode(self.name, &self.device, a, address) {
+            Ok(words) => self.value(words),
+            Err(e) => {
+                self.fail(e);
+                self
+            }
+        }
     }
 
     /// A draw of random numbers: the `Draw` of `kernels/philox.cuh`.

@@ -15,6 +15,7 @@ mod memory;
 mod nvrtc;
 mod source;
 mod splice;
+mod tensor_map;
 
 pub(crate) use device::{device, device_count};
 pub use graph::Graph;
@@ -23,12 +24,13 @@ pub(crate) use launch::{Dims, Launch};
 pub use memory::DeviceBuffer;
 pub(crate) use memory::poisoned;
 pub use source::{Define, Source};
+pub use tensor_map::{Swizzle, TensorMap};
 
 /// The kernel files under `kernels/`, their includes spliced in by `build.rs`.
 pub const KERNELS: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
 /// The headers under `kernels/`, for [`Source`]s: `common.cuh` (`scalar_t`, `acc_t`, `load`, `store`, `GRID_STRIDE`, sums over
-/// a warp and a block), `ptx.cuh` (inline PTX), `philox.cuh` (random numbers), and what hadal's own kernels share.
+/// a warp and a block), `ptx.cuh` and `ptx_hopper.cuh` (inline PTX), `philox.cuh` (random numbers), and what hadal's own kernels share.
 pub const HEADERS: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/headers.rs"));
 
 pub use nvrtc::{Compiler, compiler};

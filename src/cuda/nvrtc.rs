@@ -145,6 +145,15 @@ impl Compiler {
     /// # Errors
     /// [`Error::Compile`] with NVRTC's log.
     pub fn compile(&self, file: &str, source: &str, target: &str, options: &[String]) -> Result<Vec<u8>> {
+        Ok(self.compile_with_log(file, source, target, options)?.0)
+    }
+
+    /// [`Compiler::compile`], with what the compilers said of a program that they accept: warnings, and where they had to put
+    /// waits between asynchronous instructions.
+    ///
+    /// # Errors
+    /// [`Error::Compile`] with NVRTC's log.
+    pub fn compile_with_log(&self, file: &str, source: &str, target: &str, options: &[String]) -> Result<(Vec<u8>, String)> {
         let refuse = |log: String| Error::Compile { file: file.to_owned(), arch: target.to_owned(), log };
         let text = CString::new(source).map_err(|_| refuse("the source holds a NUL byte".into()))?;
         let name = CString::new(file).map_err(|_| refuse("the name holds a NUL byte".into()))?;
@@ -152,14 +161,16 @@ impl Compiler {
         all.extend_from_slice(options);
         let program = Program(result::create_program(&text, Some(&name)).map_err(|e| refuse(format!("{e:?}")))?);
         // SAFETY: the program is alive until the end of this function.
-        if let Err(e) = unsafe { result::compile_program(program.0, &all) } {
-            // SAFETY: as above; NVRTC ends the log with a NUL byte.
-            let log = unsafe { result::get_program_log(program.0) }.unwrap_or_default();
-            let bytes: Vec<u8> = log.iter().map(|&c| c as u8).collect();
-            let log = CStr::from_bytes_until_nul(&bytes).map_or_else(|_| String::new(), |s| s.to_string_lossy().into_owned());
+        let done = unsafe { result::compile_program(program.0, &all) };
+        // SAFETY: as above; NVRTC ends the log with a NUL byte.
+        let log = unsafe { result::get_program_log(program.0) }.unwrap_or_default();
+        let bytes: Vec<u8> = log.iter().map(|&c| c as u8).collect();
+        let log = CStr::from_bytes_until_nul(&bytes).map_or_else(|_| String::new(), |s| s.to_string_lossy().into_owned());
+        if let Err(e) = done {
             return Err(refuse(if log.trim().is_empty() { format!("{e:?}") } else { log }));
         }
-        program.image(target.starts_with("compute")).map_err(|e| refuse(format!("{e:?}")))
+        let image = program.image(target.starts_with("compute")).map_err(|e| refuse(format!("{e:?}")))?;
+        Ok((image, log))
     }
 }
 

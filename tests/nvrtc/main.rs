@@ -52,6 +52,7 @@ fn sources() -> Vec<(&'static str, &'static str)> {
     let mut all = KERNELS.to_vec();
     all.push(expand(Source::new("swish.cu", include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/swish.cu")))));
     all.push(expand(Source::new("faults.cu", include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kernels/faults.cu")))));
+    all.push(expand(Source::new("hopper.cu", include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kernels/hopper.cu")))));
     all
 }
 
@@ -158,17 +159,22 @@ fn declarations_are_read_as_documented() {
     assert!(variants("z.cu", text).is_err() && variants("x.cu", "#line 1 \"x.cu\"\n// variants: scalar_t").is_err());
 }
 
-#[test]
-fn every_variant_compiles_for_every_architecture() {
-    let compiler = match real_compiler() {
-        Ok(c) => c,
+/// The real NVRTC; without it, that is said.
+fn compiler_or_skip() -> Option<&'static Compiler> {
+    match real_compiler() {
+        Ok(c) => Some(c),
         Err(e) if env::var("HADAL_REQUIRE_NVRTC").is_ok_and(|v| v == "1") => panic!("HADAL_REQUIRE_NVRTC is set: {e}"),
         Err(e) => {
             // Past libtest, which keeps back what eprintln! writes: a skip must not read as a pass.
             let _ = writeln!(std::io::stderr(), "the kernels are NOT compiled by the real NVRTC: {e}");
-            return;
+            None
         }
-    };
+    }
+}
+
+#[test]
+fn every_variant_compiles_for_every_architecture() {
+    let Some(compiler) = compiler_or_skip() else { return };
     let jobs = jobs(compiler);
     if let Ok(share) = env::var(SHARE) {
         let (i, n) = share.split_once('/').unwrap();
@@ -244,11 +250,44 @@ fn compare(compiler: &Compiler, now: &Report) {
     );
 }
 
+/// What ptxas says of wgmma that it could not leave asynchronous (advisories C7510 to C7519, C7508 of setmaxnreg): these
+/// kernels would be right, and slow.
+fn advice(log: &str) -> Vec<&str> {
+    log.lines().filter(|l| l.contains("(C75")).collect()
+}
+
+#[test]
+fn wgmma_that_ptxas_makes_wait_is_noticed() {
+    let Some(compiler) = compiler_or_skip() else { return };
+    let waits = r#"#include "ptx_hopper.cuh"
+extern "C" __global__ void __launch_bounds__(128) waits(float* y, int n) {
+  extern __shared__ char t[];
+  float d[64];
+  for (int i = 0; i < 64; ++i) d[i] = y[i];
+  wgmma_fence();
+  for (int i = 0; i < n; ++i) {
+    unsigned long long a = wgmma_descriptor(t + i * 32, 0, 1024, 128), b = wgmma_descriptor(t, 0, 1024, 128);
+    wgmma_bf16<128>(d, a, b, 1);
+    d[3] += 1;  // under way
+  }
+  wgmma_commit();
+  wgmma_wait<0>();
+  for (int i = 0; i < 64; ++i) y[i] = d[i];
+}"#;
+    let source = Source::new("waits.cu", waits).expand().unwrap();
+    let log = compiler.compile_with_log("waits.cu", &source, "sm_90a", &[]).unwrap().1;
+    assert!(!advice(&log).is_empty(), "{log}");
+}
+
 impl Job {
     fn usage(&self, compiler: &Compiler) -> Result<Vec<Usage>, String> {
         let whose = |e: String| format!("{} sm_{} {:?}: {e}", self.file, self.arch, self.options);
-        let image = compiler.compile(self.file, self.source, &format!("sm_{}", self.arch), &self.options);
-        let image = image.map_err(|e| whose(e.to_string()))?;
+        let image = compiler.compile_with_log(self.file, self.source, &format!("sm_{}", self.arch), &self.options);
+        let (image, log) = image.map_err(|e| whose(e.to_string()))?;
+        let advice = advice(&log);
+        if !advice.is_empty() {
+            return Err(whose(format!("wgmma does not run as written:\n{}", advice.join("\n"))));
+        }
         if !is_cubin(&image) {
             return Err(whose("the image is no cubin".into()));
         }
