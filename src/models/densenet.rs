@@ -110,7 +110,7 @@ pub(super) fn densenet_of(o: &Options) -> Sequential {
 ///
 /// ```
 /// use hadal::models;
-/// assert!(models::densenet121(1000).to_string().contains("(15): Dense"));
+/// assert!(models::densenet121(1000).to_string().contains("(14): Dense(? -> 1000)"));
 /// ```
 pub fn densenet121(classes: usize) -> Sequential {
     densenet121_of(&Options::new(classes))
