@@ -1,0 +1,23 @@
+//! The book's section 6.6, "LeNet", trained on Fashion-MNIST.
+
+mod book;
+
+use book::{
+    Page,
+    train::{self, Setting},
+};
+use hadal::{Result, models};
+
+fn main() -> std::process::ExitCode {
+    book::run(chapter)
+}
+
+fn chapter(page: &Page) -> Result<()> {
+    let net = models::lenet(10);
+    train::shapes(&net, &[1, 28, 28])?;
+
+    let book = Setting { lr: 0.9, epochs: 5, batch_size: 256, resize: None };
+    // So few steps do not take the sigmoids off their plateau; the run in full does.
+    let quick = Setting { epochs: 2, batch_size: 20, ..book };
+    train::run(page, &net, book, quick, 200)
+}
