@@ -15,6 +15,12 @@ pub trait Init: Debug + Send + Sync {
     fn values(&self, shape: &[usize]) -> Result<Vec<f32>>;
 }
 
+impl<T: Init + ?Sized> Init for Box<T> {
+    fn values(&self, shape: &[usize]) -> Result<Vec<f32>> {
+        (**self).values(shape)
+    }
+}
+
 /// All equal.
 #[derive(Clone, Copy, Debug)]
 pub struct Constant(pub f64);

@@ -1,5 +1,7 @@
-//! ResNet-18 as the book builds it (He et al. 2016): biases in the convolutions, the stride in a block's first one.
+//! ResNets of two-convolution blocks as the book builds them (He et al. 2016): biases in all convolutions, the stride in a
+//! block's first one, no batch-norm in the short cut. The deep ones are in `bottleneck.rs`.
 
+use super::Options;
 use crate::{
     Result, Tensor,
     nn::{Activation, BatchNorm, Conv2D, Dense, Forward, GlobalAvgPool2D, MaxPool2D, Sequential},
@@ -62,15 +64,30 @@ pub fn resnet_block(channels: usize, n: usize, first_block: bool) -> Sequential 
 
 /// ResNet-18 for `classes` classes: a 7x7 stem, four stages of two blocks, global pooling, a dense layer.
 pub fn resnet18(classes: usize) -> Sequential {
+    resnet_of([2, 2, 2, 2], &Options::new(classes))
+}
+
+/// ResNet-34 for `classes` classes: stages of 3, 4, 6 and 3 blocks.
+///
+/// ```
+/// use hadal::{models, nn::Block};
+/// assert_eq!(models::resnet34(10).tree().matches("Residual").count(), 3 + 4 + 6 + 3);
+/// ```
+pub fn resnet34(classes: usize) -> Sequential {
+    resnet_of([3, 4, 6, 3], &Options::new(classes))
+}
+
+pub(super) fn resnet_of(blocks: [usize; 4], o: &Options) -> Sequential {
+    let [n1, n2, n3, n4] = blocks;
     Sequential::new()
-        .add(Conv2D::new(64, 7).stride(2).padding(3))
+        .add(Conv2D::new(o.channels(64), 7).stride(2).padding(3))
         .add(BatchNorm::new())
         .add(Activation::relu())
         .add(MaxPool2D::new(3).stride(2).padding(1))
-        .add(resnet_block(64, 2, true))
-        .add(resnet_block(128, 2, false))
-        .add(resnet_block(256, 2, false))
-        .add(resnet_block(512, 2, false))
+        .add(resnet_block(o.channels(64), n1, true))
+        .add(resnet_block(o.channels(128), n2, false))
+        .add(resnet_block(o.channels(256), n3, false))
+        .add(resnet_block(o.channels(512), n4, false))
         .add(GlobalAvgPool2D::new())
-        .add(Dense::new(classes))
+        .add(Dense::new(o.classes))
 }

@@ -50,7 +50,8 @@ pub trait Block: Forward + Structure + Send + Sync {
     fn collect(&self) -> Vec<(String, Parameter)> {
         let mut out = Vec::new();
         walk(self.as_structure(), "", &mut |path, s| {
-            let prefix = path.replace("][", ".").replace(['[', ']'], "");
+            let dotted = path.replace('[', ".").replace(']', "");
+            let prefix = dotted.trim_start_matches('.');
             for (name, p) in s.own_parameters() {
                 let dot = if prefix.is_empty() { "" } else { "." };
                 out.push((format!("{prefix}{dot}{name}"), p.clone()));
