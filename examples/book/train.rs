@@ -13,7 +13,7 @@ use super::{
     draw::{self, Chart, Curve},
 };
 
-/// The numbers of a training run; 10 epochs, say, of Fashion-MNIST in batches of 256.
+/// The numbers of a training run.
 #[derive(Clone, Copy)]
 pub struct Setting {
     pub lr: f64,
@@ -32,7 +32,7 @@ pub fn shapes(net: &Sequential, input: &[usize]) -> Result<()> {
     for layer in net.iter() {
         x = autograd::pause(|| layer.forward(&x))?;
         let name = format!("{} output shape:", layer.name());
-        println!("{name:<25} {}", hadal::shape::Display(&x.shape()));
+        println!("{name:<26} {}", hadal::shape::Display(&x.shape()));
     }
     println!("{} parameters", net.parameter_count());
     Ok(())
@@ -40,9 +40,9 @@ pub fn shapes(net: &Sequential, input: &[usize]) -> Result<()> {
 
 /// The book's last cell of every network: new first values, `train_ch5`, and a chart of its lines.
 ///
-/// With `--quick` it runs with `quick` on that many images of the sample.
-pub fn run(page: &Page, net: &Sequential, book: Setting, quick: Setting, quick_images: usize) -> Result<()> {
-    let Setting { lr, epochs, batch_size, resize } = if page.quick { quick } else { book };
+/// With `--quick` only that many images of the sample are used.
+pub fn run(page: &Page, net: &Sequential, setting: Setting, quick_images: usize) -> Result<()> {
+    let Setting { lr, epochs, batch_size, resize } = setting;
     let (train, test) = page.fashion_mnist(batch_size, resize, quick_images)?;
     net.reinitialize(init::Xavier::new(), &page.ctx)?;
     let mut trainer = Trainer::new(net.parameters(), Sgd::new(lr));
@@ -56,6 +56,6 @@ pub fn run(page: &Page, net: &Sequential, book: Setting, quick: Setting, quick_i
     ];
     let name = page.chapter();
     let title = format!("{name}, lr {lr}, batches of {batch_size}");
-    let chart = Chart { title: &title, x: "epoch", y: "loss, accuracy", log: false, legend: SeriesLabelPosition::UpperRight };
+    let chart = Chart { title: &title, x: "epoch", y: "loss, accuracy", log: false, legend: SeriesLabelPosition::MiddleRight };
     draw::chart(page, name, &chart, &curves)
 }
