@@ -12,6 +12,6 @@ pub use pool2d::{PoolMode, pool2d};
 pub use crate::{
     context::try_gpu,
     data::load_data_fashion_mnist,
-    models::{Residual, resnet_block},
+    models::{DenseBlock, Inception, Residual, conv_block, nin_block, resnet_block, transition_block, vgg_block},
     train::{evaluate_accuracy, sgd, train_ch3, train_ch5},
 };
