@@ -92,6 +92,8 @@ pub fn chart_on(root: &DrawingArea<SVGBackend, Shift>, chart: &Chart, curves: &[
     let (x, y) = (range(all().map(|p| p.0)), range(all().map(|p| p.1)));
     let mut builder = ChartBuilder::on(root);
     let text = |pixels: u32| ("sans-serif", pixels * FINE);
+    // No label between two epochs.
+    let labels = if all().all(|p| p.0.fract() == 0.0) { (x.end - x.start) as usize + 1 } else { 11 }.min(11);
     builder.margin(12 * FINE).x_label_area_size(42 * FINE).y_label_area_size(62 * FINE);
     if !chart.title.is_empty() {
         builder.caption(chart.title, text(16));
@@ -101,12 +103,14 @@ pub fn chart_on(root: &DrawingArea<SVGBackend, Shift>, chart: &Chart, curves: &[
         ($y:expr, $format:expr) => {{
             let mut c = builder.build_cartesian_2d(x, $y).map_err(failed)?;
             c.configure_mesh()
+                .x_labels(labels)
                 .x_desc(chart.x)
                 .y_desc(chart.y)
                 .label_style(text(13))
                 .axis_desc_style(text(14))
                 .light_line_style(TRANSPARENT)
                 .bold_line_style(BLACK.mix(0.15))
+                .x_label_formatter(&|v: &f64| short(*v))
                 .y_label_formatter(&$format)
                 .draw()
                 .map_err(failed)?;

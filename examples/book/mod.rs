@@ -5,6 +5,8 @@
 #![allow(dead_code)] // No chapter needs all of it.
 
 pub mod draw;
+pub mod matrix;
+pub mod train;
 
 use std::{
     fs::OpenOptions,
@@ -15,7 +17,7 @@ use std::{
 
 use clap::Parser;
 use hadal::{
-    Context, Error, Result,
+    Context, Error, Result, Tensor,
     data::{DataLoader, FashionMnist},
     train::EpochReport,
 };
@@ -82,6 +84,11 @@ impl Page {
             .map_err(|e| Error::invalid("record", format!("{}: {e}", path.display())))
     }
 
+    /// Notes the elements of a small result, numbered from 0 on in row-major order where an epoch is noted else.
+    pub fn elements(&self, row: &str, values: &Tensor) -> Result<()> {
+        values.to_vec()?.iter().enumerate().try_for_each(|(i, &v)| self.figure(row, "element", i, v.into()))
+    }
+
     /// Notes the loss and the two accuracies of every epoch, under the names that the book prints.
     pub fn epochs(&self, row: &str, reports: &[EpochReport]) -> Result<()> {
         for r in reports {
@@ -112,6 +119,11 @@ impl Page {
             data
         };
         data.loaders(batch_size, resize, self.seed, &self.ctx)
+    }
+
+    /// The program's name.
+    pub fn chapter(&self) -> &str {
+        &self.chapter
     }
 
     /// The path of a drawing.
