@@ -46,7 +46,6 @@ fn depths() -> Result<()> {
     let names = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"];
     let mut rows = ["conv1", "conv2_x", "conv3_x", "conv4_x", "conv5_x", "fc", "parameters"].map(|name| format!("{name:<10}"));
     for (i, name) in names.into_iter().enumerate() {
-        // Four steps: a rounding grows with every batch-norm of so few samples, and in more steps the contexts would part.
         let net = models::by_name(name, &Options::new(1000))?;
         net.initialize(init::Zero, &cpu())?;
         // No sample has the shapes of many, and nothing is computed.
