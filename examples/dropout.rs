@@ -92,10 +92,8 @@ fn train(page: &Page, net: impl Fn(&Tensor) -> Result<Tensor>, updater: &mut Upd
 /// Loss and accuracies by epoch, one version beside the other.
 fn picture(page: &Page, scratch: &[EpochReport], concise: &[EpochReport]) -> Result<()> {
     draw::page(page, "dropout", (1280, 560), |root| {
-        for (part, (title, reports)) in
-            root.split_evenly((1, 2)).iter().zip([("from scratch", scratch), ("concise", concise)])
-        {
-            let chart = Chart { title, x: "epoch", y: "", log: false, legend: SeriesLabelPosition::MiddleRight };
+        for (part, (title, reports)) in root.split_evenly((1, 2)).iter().zip([("from scratch", scratch), ("concise", concise)]) {
+            let chart = Chart { title, x: "epoch", y: "loss, accuracy", log: false, legend: SeriesLabelPosition::UpperRight };
             let curves = [
                 Curve::by_epoch("train loss", reports.iter().map(|r| r.loss)),
                 Curve::by_epoch("train acc", reports.iter().map(|r| r.train_accuracy)),
