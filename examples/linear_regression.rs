@@ -45,13 +45,20 @@ fn chapter(page: &Page) -> Result<()> {
     closed_form(page, &data)?;
     let scratch = from_scratch(page, &data)?;
     let concise = concise(page, &data)?;
-    let chart =
-        Chart { title: "", x: "epoch", y: "loss on all examples", log: true, legend: SeriesLabelPosition::UpperRight };
-    let curve = |name: &str, losses: Vec<f64>| Curve {
-        name: name.into(),
-        points: losses.into_iter().enumerate().map(|(i, l)| (i as f64, l)).collect(),
-    };
-    draw::chart(page, "linear_regression", &chart, &[curve("from scratch", scratch), curve("concise", concise)])
+    draw::page(page, "linear_regression", (1360, 560), |root| {
+        let (left, right) = root.split_horizontally(680);
+        let second = data.features.slice(1, 1..2)?.to_vec()?;
+        let points: Vec<_> = second.iter().zip(data.labels.to_vec()?).map(|(&x, y)| (x.into(), y.into())).collect();
+        let chart =
+            Chart { title: "the data", x: "second feature", y: "label", log: false, legend: SeriesLabelPosition::UpperRight };
+        draw::scatter_on(&left, &chart, &points)?;
+        let chart = Chart { title: "training", x: "step", y: "loss of the minibatch", log: true, ..chart };
+        draw::chart_on(&right, &chart, &[by_step("from scratch", scratch), by_step("concise", concise)])
+    })
+}
+
+fn by_step(name: &str, losses: Vec<f64>) -> Curve {
+    Curve { name: name.into(), points: losses.into_iter().enumerate().map(|(i, l)| (i as f64, l)).collect() }
 }
 
 /// ŷ = X w + b
@@ -115,25 +122,26 @@ fn cholesky_solve(m: &[f32], y: &[f32]) -> Result<Vec<f64>> {
     Ok(x)
 }
 
-/// The losses before the first epoch and after each.
+/// The losses of the minibatches.
 fn from_scratch(page: &Page, data: &Data) -> Result<Vec<f64>> {
     println!("from scratch:");
     let w = Tensor::normal(0.0, 0.01, &[2, 1], &page.ctx)?.attach_grad();
     let b = Tensor::zeros(&[1], &page.ctx)?.attach_grad();
     let params = [w.clone(), b.clone()];
     let whole = || -> Result<f64> { squared_loss(&linreg(&data.features, &w, &b)?, &data.labels)?.mean(&[])?.item() };
-    let mut losses = vec![whole()?];
+    let mut losses = Vec::new();
     for epoch in 0..EPOCHS {
         data.batches(page, epoch, |x, y| {
-            autograd::record(|| squared_loss(&linreg(x, &w, &b)?, y))?.backward()?;
+            let l = autograd::record(|| squared_loss(&linreg(x, &w, &b)?, y))?;
+            l.backward()?;
+            losses.push(l);
             sgd(&params, LR, BATCH_SIZE)
         })?;
-        losses.push(whole()?);
-        said(page, "scratch", epoch + 1, losses[epoch + 1])?;
+        said(page, "scratch", epoch + 1, whole()?)?;
     }
     let w = w.to_vec()?;
     report(page, "scratch", &[w[0].into(), w[1].into()], b.item()?)?;
-    Ok(losses)
+    means(&losses)
 }
 
 fn concise(page: &Page, data: &Data) -> Result<Vec<f64>> {
@@ -143,18 +151,25 @@ fn concise(page: &Page, data: &Data) -> Result<Vec<f64>> {
     let loss = L2::new();
     let mut trainer = Trainer::new(net.parameters(), Sgd::new(LR));
     let whole = || -> Result<f64> { loss.forward(&net.forward(&data.features)?, &data.labels)?.mean(&[])?.item() };
-    let mut losses = vec![whole()?];
+    let mut losses = Vec::new();
     for epoch in 0..EPOCHS {
-        data.batches(page, epoch, |x, y| {
-            autograd::record(|| loss.forward(&net.forward(x)?, y))?.backward()?;
+        // Other batches than those from scratch: each version's data iterator draws its own.
+        data.batches(page, EPOCHS + epoch, |x, y| {
+            let l = autograd::record(|| loss.forward(&net.forward(x)?, y))?;
+            l.backward()?;
+            losses.push(l);
             trainer.step(BATCH_SIZE)
         })?;
-        losses.push(whole()?);
-        said(page, "concise", epoch + 1, losses[epoch + 1])?;
+        said(page, "concise", epoch + 1, whole()?)?;
     }
     let (w, b) = (net.weight().data()?.to_vec()?, net.parameters()[1].data()?.item()?);
     report(page, "concise", &[w[0].into(), w[1].into()], b)?;
-    Ok(losses)
+    means(&losses)
+}
+
+/// Read when the training is over, so that no step waits for the device.
+fn means(losses: &[Tensor]) -> Result<Vec<f64>> {
+    losses.iter().map(|l| l.mean(&[])?.item()).collect()
 }
 
 impl Data {
