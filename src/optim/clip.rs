@@ -69,7 +69,11 @@ fn global_norm(arrays: &[Array], max_norm: f64) -> Result<Array> {
     }
     let partial = sums_of_squares(&arrays.iter().collect::<Vec<_>>())?;
     let norm = Array::uninit(&[], dtype, Layout::RowMajor, &ctx)?;
-    launch("norm_of", &norm, DType::F64)?.array(&norm).array(&partial).value(partial.len() as i64).run([1, 1, 1], [256, 1, 1], 0)?;
+    launch("norm_of", &norm, DType::F64)?.array(&norm).array(&partial).value(partial.len() as i64).run(
+        [1, 1, 1],
+        [256, 1, 1],
+        0,
+    )?;
     Ok(norm)
 }
 
