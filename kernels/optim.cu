@@ -78,6 +78,32 @@ extern "C" __global__ void norm_of(scalar_t* __restrict__ norm, const double* __
   if (threadIdx.x == 0) store(norm, (acc_t)sqrt(sum));
 }
 
+// LARS: the rate of one parameter, lr trust |w| / (|g| + wd |w|) with g = rescale grad; lr where that says nothing (|w| = 0, or
+// nothing below the line). The sums of squares are those of w, then those of grad; one block, fixed order.
+extern "C" __global__ void lars_rate(double* __restrict__ rate, const double* __restrict__ partial, i64 nw, i64 ng, double rescale,
+                                     double wd, double lr, double trust) {
+  __shared__ double scratch[32];
+  double w = 0, g = 0;
+  for (i64 i = threadIdx.x; i < nw; i += blockDim.x) w += partial[i];
+  for (i64 i = threadIdx.x; i < ng; i += blockDim.x) g += partial[nw + i];
+  w = block_sum(w, scratch);
+  g = block_sum(g, scratch);
+  if (threadIdx.x) return;
+  double norm = sqrt(w), below = fabs(rescale) * sqrt(g) + wd * norm;
+  *rate = norm == 0 || below == 0 ? lr : lr * trust * norm / below;
+}
+
+// m = μ m + rate (g + wd w); w -= m; the rate is lr where none was computed
+extern "C" __global__ void lars(acc_t* w, scalar_t* low, const scalar_t* __restrict__ grad, acc_t* __restrict__ mom,
+                                const double* __restrict__ rate, Step s, double lr, double momentum, i64 n) {
+  acc_t mu = (acc_t)momentum, step = (acc_t)(rate ? *rate : lr);
+  GRID_STRIDE(i, n) {
+    acc_t m = mu * mom[i] + step * prepared(load(grad + i), w[i], s);
+    mom[i] = m;
+    put(w, low, i, w[i] - m);
+  }
+}
+
 // x *= min(1, max_norm / (norm + eps))
 extern "C" __global__ void clip_by_norm(scalar_t* __restrict__ x, const norm_t* __restrict__ norm, double max_norm, double eps, i64 n) {
   double scale = max_norm / ((double)*norm + eps);

@@ -1,6 +1,16 @@
-//! First values of parameters: [`Uniform`], [`Normal`], [`Xavier`], [`Msra`], [`Constant`], …
+//! First values of parameters: [`Uniform`], [`Normal`], [`Xavier`], [`Msra`], [`Orthogonal`], …
 //!
 //! Values are drawn on the CPU from this thread's stream ([`crate::random`]), so that a net starts the same on every context.
+//!
+//! These are the heuristics of MXNet's `mxnet.initializer` under its names ([`Msra`] is its `MSRAPrelu`), with
+//! [`TruncatedNormal`], [`Identity`] and [`from_fn`] beside them. Its `Load` is [`crate::nn::Block::load`]; `LSTMBias` and
+//! `FusedRNN` belong to recurrent layers, of which hadal has none.
+
+mod matrix;
+mod mixed;
+
+pub use matrix::{Bilinear, Identity, Orthogonal};
+pub use mixed::Mixed;
 
 use std::fmt::Debug;
 
@@ -13,6 +23,12 @@ use crate::{
 pub trait Init: Debug + Send + Sync {
     /// Values for `shape` in row-major order; dense weights are (units, in), convolution weights (O, C, kh, kw).
     fn values(&self, shape: &[usize]) -> Result<Vec<f32>>;
+
+    /// [`Init::values`] for a parameter whose path is known, such as `net[0].weight`; [`Mixed`] goes by it.
+    fn values_for(&self, path: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let _ = path;
+        self.values(shape)
+    }
 }
 
 impl<T: Init + ?Sized> Init for Box<T> {
@@ -48,6 +64,18 @@ pub struct Uniform(pub f64);
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Normal(pub f64);
+
+/// N(0, σ²) without what lies beyond ±2σ, given σ; the deviation of what is left is about 0.88 σ.
+///
+/// Values outside are drawn again, so the density within keeps its form.
+///
+/// ```
+/// use hadal::init::{Init, TruncatedNormal};
+/// assert!(TruncatedNormal(0.1).values(&[100, 100])?.iter().all(|w| w.abs() <= 0.2));
+/// # Ok::<(), hadal::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct TruncatedNormal(pub f64);
 
 impl Default for Uniform {
     fn default() -> Self {
@@ -201,6 +229,14 @@ impl Init for Normal {
     }
 }
 
+impl Init for TruncatedNormal {
+    fn values(&self, shape: &[usize]) -> Result<Vec<f32>> {
+        let (draw, n, sigma) = (next_draw(), count(shape), self.0 as f32);
+        let normals = (0..).flat_map(|pair| draw.normal_pair(pair));
+        Ok(normals.filter(|x| x.abs() <= 2.0).take(n).map(|x| x * sigma).collect())
+    }
+}
+
 impl Init for Xavier {
     fn values(&self, shape: &[usize]) -> Result<Vec<f32>> {
         let n = self.fan.of(shape).max(1.0);
@@ -227,9 +263,11 @@ mod tests {
     fn deviations_are_those_of_the_papers() {
         let shape = [64, 32, 3, 3];
         let avg = (64.0 + 32.0) * 9.0 / 2.0;
-        let cases: [(&dyn Init, f64); 7] = [
+        let cases: [(&dyn Init, f64); 8] = [
             (&Uniform::default(), 0.07 / 3f64.sqrt()),
             (&Normal(0.5), 0.5),
+            // 1 − 2·2·φ(2) / (Φ(2) − Φ(−2)) is what is left of the variance.
+            (&TruncatedNormal(0.5), 0.5 * (1.0f64 - 4.0 * 0.053_990_966_5 / 0.954_499_736).sqrt()),
             (&Xavier::new(), (1.0f64 / avg).sqrt()),
             (&Xavier::new().gaussian(), (1.0f64 / avg).sqrt()),
             (&Xavier::new().fan(Fan::In), (1.0 / 288f64).sqrt()),

@@ -14,7 +14,7 @@ use hadal::{
     loss::SoftmaxCrossEntropy,
     models,
     nn::{BatchNorm, Conv2D, Dense, Dropout, Flatten, Parameter, Sequential},
-    optim::{Adam, Sgd},
+    optim::{Adam, Lars, Optimizer, Sgd},
     random,
 };
 
@@ -38,7 +38,7 @@ type Bits = (Vec<Vec<f32>>, Vec<Vec<f32>>, Vec<Vec<f32>>, Vec<Vec<f32>>, (u64, u
 
 /// Seven steps of a net with different batches; all but the first by a graph when `graph` is set. The net is a new one,
 /// since it draws its first values at its first forward pass.
-fn train(net: &Sequential, ctx: &Context, graph: bool) -> Result<Bits> {
+fn train(net: &Sequential, ctx: &Context, rule: impl Optimizer + 'static, graph: bool) -> Result<Bits> {
     const BATCH: usize = 32;
     random::seed(3);
     net.initialize(init::Xavier::new(), ctx)?;
@@ -46,7 +46,7 @@ fn train(net: &Sequential, ctx: &Context, graph: bool) -> Result<Bits> {
     let batches: Vec<(Tensor, Tensor)> =
         DataLoader::new(&set, BATCH, ctx)?.resize(14, 14)?.workers(0).epoch(0)?.collect::<Result<_>>()?;
     let loss = SoftmaxCrossEntropy::new();
-    let mut trainer = Trainer::new(net.parameters(), Sgd::new(0.1).momentum(0.9).weight_decay(1e-4));
+    let mut trainer = Trainer::new(net.parameters(), rule);
     let mut step = |x: &Tensor, y: &Tensor| -> Result<Tensor> {
         let l = autograd::record(|| loss.forward(&net.forward(x)?, y))?;
         l.backward()?;
@@ -76,11 +76,24 @@ fn train(net: &Sequential, ctx: &Context, graph: bool) -> Result<Bits> {
     Ok((losses, values(net)?, grads, noise, random::state()))
 }
 
+fn sgd() -> Sgd {
+    Sgd::new(0.1).momentum(0.9).weight_decay(1e-4)
+}
+
+#[test]
+fn captured_steps_measure_the_norms_for_lars_anew() -> Result<()> {
+    let Some((ctx, _alone)) = gpu() else { return Ok(()) };
+    let net = || Sequential::new().add(Dense::new(16).relu()).add(Dense::new(10));
+    let lars = || Lars::new(0.5).trust(0.1).weight_decay(1e-4);
+    assert!(train(&net(), &ctx, lars(), true)? == train(&net(), &ctx, lars(), false)?);
+    Ok(())
+}
+
 #[test]
 fn captured_steps_of_the_dropout_mlp_are_the_eager_ones_bit_for_bit() -> Result<()> {
     let Some((ctx, _alone)) = gpu() else { return Ok(()) };
-    let eager = train(&models::dropout_mlp(10), &ctx, false)?;
-    let captured = train(&models::dropout_mlp(10), &ctx, true)?;
+    let eager = train(&models::dropout_mlp(10), &ctx, sgd(), false)?;
+    let captured = train(&models::dropout_mlp(10), &ctx, sgd(), true)?;
     assert_eq!(captured.0, eager.0, "losses");
     assert!(captured == eager, "values, gradients or random numbers differ");
     assert!(eager.0.windows(2).all(|w| w[0] != w[1]));
@@ -94,7 +107,7 @@ fn captured_steps_keep_running_statistics() -> Result<()> {
         let net = Sequential::new().add(Conv2D::new(4, 3)).add(BatchNorm::new());
         net.add(Flatten::new()).add(Dropout::new(0.3)).add(Dense::new(10))
     };
-    assert!(train(&net(), &ctx, true)? == train(&net(), &ctx, false)?);
+    assert!(train(&net(), &ctx, sgd(), true)? == train(&net(), &ctx, sgd(), false)?);
     Ok(())
 }
 

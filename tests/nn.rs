@@ -93,16 +93,52 @@ fn values_stay_unless_reinitialized() -> Result<()> {
     Ok(())
 }
 
+/// A net with a layer used twice: as one block in two places, or as two blocks of the same parameters.
+fn shared_net(tied: bool) -> nn::Sequential {
+    let shared = std::sync::Arc::new(nn::Dense::new(4).tanh());
+    let net = nn::Sequential::new().add(nn::Dense::new(4)).add(shared.clone());
+    if tied { net.add(shared.tied().tanh()) } else { net.add(shared) }
+}
+
 #[test]
 fn a_shared_layer_is_one_set_of_parameters() -> Result<()> {
-    let shared = std::sync::Arc::new(nn::Dense::new(4).relu());
-    let net = nn::Sequential::new().add(nn::Dense::new(4)).add(shared.clone()).add(shared.clone());
-    net.initialize(init::Uniform(0.5), &cpu())?;
-    let y = autograd::record(|| net.forward(&Tensor::ones(&[2, 4], &cpu())?))?;
-    y.backward()?;
-    assert_eq!(net.collect().len(), 4);
-    // The gradient is the sum over both uses: that of one use alone is different.
-    assert_eq!(shared.weight().grad()?.shape(), [4, 4]);
+    for (ctx, tied) in common::contexts().into_iter().flat_map(|ctx| [(ctx, false), (ctx, true)]) {
+        let x = Tensor::uniform(-1.0, 1.0, &[2, 3], &ctx)?;
+        let net = shared_net(tied);
+        net.initialize(init::Uniform(0.5), &ctx)?;
+        autograd::record(|| net.forward(&x))?.backward()?;
+        let names: Vec<String> = net.collect().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["0.weight", "0.bias", "1.weight", "1.bias"]);
+        assert_eq!(net.parameters()[2].name(), "net[1].weight");
+
+        // The gradient is the sum of those of two layers with parameters of their own and the same values.
+        let apart = nn::Sequential::new()
+            .add(nn::Dense::new(4).in_units(3))
+            .add(nn::Dense::new(4).in_units(4).tanh())
+            .add(nn::Dense::new(4).in_units(4).tanh());
+        apart.initialize(init::Zero, &ctx)?;
+        let (shared, own) = (net.parameters(), apart.parameters());
+        for (own, i) in own.iter().zip([0, 1, 2, 3, 2, 3]) {
+            own.set_data(shared[i].data()?.array())?;
+        }
+        autograd::record(|| apart.forward(&x))?.backward()?;
+        for i in 2..4 {
+            let sum = (own[i].grad()? + own[i + 2].grad()?)?.to_vec()?;
+            let got = shared[i].grad()?.to_vec()?;
+            assert!(got.iter().zip(&sum).all(|(a, b)| (a - b).abs() < 1e-6), "{got:?} {sum:?}");
+            assert!(got.iter().zip(own[i].grad()?.to_vec()?).any(|(a, b)| (a - b).abs() > 1e-3));
+        }
+
+        // One step changes both uses; the file has the parameter once, and another net like it can be filled from it.
+        let mut trainer = hadal::Trainer::new(net.parameters(), hadal::optim::Sgd::new(0.1).momentum(0.9));
+        trainer.step(1)?;
+        let file = std::env::temp_dir().join(format!("hadal-shared-{}-{tied}-{ctx}.safetensors", std::process::id()));
+        net.save(&file)?;
+        let other = shared_net(tied);
+        other.load(&file, &ctx)?;
+        std::fs::remove_file(&file).map_err(|e| Error::invalid("remove", e.to_string()))?;
+        assert_eq!(other.forward(&x)?.to_vec()?, net.forward(&x)?.to_vec()?);
+    }
     Ok(())
 }
 

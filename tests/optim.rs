@@ -4,7 +4,7 @@ mod common;
 
 use hadal::{
     Array, Context, DType, Layout, Result, Tensor, autograd, check, cpu,
-    optim::{Adam, Convention, Optimizer, Sgd, Step, clip_global_norm, clip_grad_norm},
+    optim::{Adam, Convention, Lars, Optimizer, Sgd, Step, clip_global_norm, clip_grad_norm},
 };
 
 fn array(v: &[f64], dtype: DType, ctx: &Context) -> Array {
@@ -72,6 +72,35 @@ fn adam_by_hand() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn lars_by_hand() -> Result<()> {
+    for ctx in common::contexts() {
+        let lars = || Lars::new(9.0).trust(0.25).vectors(true);
+        let steps = [(0.5, 2.0), (1.0, -4.0)];
+        // g = 2·0.5 = 1, λ = 0.25·1/1, m = 0.5·0.25·1; then g = −2, λ = 0.25·0.875/2, m = 0.5·0.125 − λ·2
+        let step = Step { rescale: 0.5, ..Step::default() };
+        close(&run(lars().momentum(0.5), 1.0, &steps, step, &ctx)?, &[0.875, 1.03125]);
+        // g = 2 + 1·1 at λ = 0.25·1/(2 + 1): the move is 0.5·0.25, then the decay's factor is 0
+        let decay = || lars().momentum(0.0).weight_decay(1.0);
+        close(&run(decay(), 1.0, &steps[..1], Step::default(), &ctx)?, &[0.875]);
+        let none = Step { wd_mult: 0.0, lr_mult: 2.0, ..Step::default() };
+        close(&run(decay(), 1.0, &steps[..1], none, &ctx)?, &[0.75]);
+        // λ = 1 where there is nothing to compare, and for vectors unless asked for.
+        close(&run(lars().momentum(0.0), 0.0, &steps[..1], Step::default(), &ctx)?, &[-1.0]);
+        close(&run(lars().momentum(0.0), 1.0, &[(0.5, 0.0)], Step::default(), &ctx)?, &[1.0]);
+        close(&run(lars().vectors(false).momentum(0.0), 1.0, &steps[..1], Step::default(), &ctx)?, &[0.0]);
+        // A norm over several blocks: a layer moves by lr·η of its norm.
+        let w = check::random(&[3, 4099], 7)?.to_context(&ctx)?;
+        let mut moved = w.clone();
+        lars().momentum(0.0).update(0, &mut moved, &check::random(&[3, 4099], 8)?.to_context(&ctx)?, &Step::default())?;
+        let (w, moved) = (w.to_f64_vec()?, moved.to_f64_vec()?);
+        let norm = |v: &[f64]| v.iter().map(|x| x * x).sum::<f64>().sqrt();
+        let way: Vec<f64> = w.iter().zip(&moved).map(|(a, b)| a - b).collect();
+        assert!((norm(&way) / norm(&w) / (9.0 * 0.25) - 1.0).abs() < 1e-9);
+    }
+    Ok(())
+}
+
 /// Several updates of two parameters.
 fn train(o: &mut dyn Optimizer, w: &mut [Array; 2], steps: std::ops::Range<u64>, ctx: &Context) -> Result<()> {
     for t in steps {
@@ -96,6 +125,8 @@ const RULES: &[Make] = &[
     || Box::new(Sgd::new(0.1).momentum(0.9).nesterov(true).convention(Convention::PyTorch).clip_gradient(0.2)),
     || Box::new(Adam::new(0.01).weight_decay(0.01)),
     || Box::new(Adam::adamw(0.01)),
+    || Box::new(Lars::new(0.5).trust(0.1).weight_decay(0.01)),
+    || Box::new(Lars::new(0.5).trust(0.1).momentum(0.0).vectors(true)),
 ];
 
 #[test]
@@ -175,6 +206,7 @@ fn misfits_are_errors() -> Result<()> {
         let mut empty = Array::zeros(&[0, 4], DType::F32, &ctx)?;
         sgd.update(2, &mut empty.clone(), &empty, &step)?;
         Adam::new(0.1).update(2, &mut empty.clone(), &empty, &step)?;
+        Lars::new(0.1).update(2, &mut empty.clone(), &empty, &step)?;
         clip_global_norm(std::slice::from_mut(&mut empty), 1.0)?;
         for name in ["mom", "x.mom", "0.v", "-1.mom"] {
             let text = sgd.load_state(&[(name.into(), w.clone())]).unwrap_err().to_string();

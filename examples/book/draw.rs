@@ -90,10 +90,11 @@ pub fn chart_on(root: &DrawingArea<SVGBackend, Shift>, chart: &Chart, curves: &[
     let all =
         || curves.iter().flat_map(|c| &c.points).filter(|p| p.0.is_finite() && p.1.is_finite() && (!chart.log || p.1 > 0.0));
     let (x, y) = (range(all().map(|p| p.0)), range(all().map(|p| p.1)));
+    // A few whole numbers (epochs, layers) are labelled one by one, without halves between them.
+    let span = x.end - x.start;
+    let x_labels = if span <= 12.0 && all().all(|p| p.0.fract() == 0.0) { span as usize + 1 } else { 11 };
     let mut builder = ChartBuilder::on(root);
     let text = |pixels: u32| ("sans-serif", pixels * FINE);
-    // No label between two epochs.
-    let labels = if all().all(|p| p.0.fract() == 0.0) { (x.end - x.start) as usize + 1 } else { 11 }.min(11);
     builder.margin(12 * FINE).x_label_area_size(42 * FINE).y_label_area_size(62 * FINE);
     if !chart.title.is_empty() {
         builder.caption(chart.title, text(16));
@@ -103,7 +104,7 @@ pub fn chart_on(root: &DrawingArea<SVGBackend, Shift>, chart: &Chart, curves: &[
         ($y:expr, $format:expr) => {{
             let mut c = builder.build_cartesian_2d(x, $y).map_err(failed)?;
             c.configure_mesh()
-                .x_labels(labels)
+                .x_labels(x_labels)
                 .x_desc(chart.x)
                 .y_desc(chart.y)
                 .label_style(text(13))
@@ -133,7 +134,35 @@ pub fn chart_on(root: &DrawingArea<SVGBackend, Shift>, chart: &Chart, curves: &[
                 .map_err(failed)
         }};
     }
-    if chart.log { draw!(y.log_scale(), |v: &f64| format!("{v:.0e}")) } else { draw!(widened(y), |v: &f64| short(*v)) }
+    if chart.log {
+        draw!((y.start / 1.5..y.end * 1.5).log_scale(), |v: &f64| format!("{v:.0e}"))
+    } else {
+        draw!(widened(y), |v: &f64| short(*v))
+    }
+}
+
+/// Points over axes of their own, on a part of a page.
+pub fn scatter_on(root: &DrawingArea<SVGBackend, Shift>, chart: &Chart, points: &[(f64, f64)]) -> Result<()> {
+    let text = |pixels: u32| ("sans-serif", pixels * FINE);
+    let (x, y) = (range(points.iter().map(|p| p.0)), range(points.iter().map(|p| p.1)));
+    let mut builder = ChartBuilder::on(root);
+    builder.margin(12 * FINE).x_label_area_size(42 * FINE).y_label_area_size(62 * FINE);
+    if !chart.title.is_empty() {
+        builder.caption(chart.title, text(16));
+    }
+    let mut c = builder.build_cartesian_2d(widened(x), widened(y)).map_err(failed)?;
+    c.configure_mesh()
+        .x_desc(chart.x)
+        .y_desc(chart.y)
+        .label_style(text(13))
+        .axis_desc_style(text(14))
+        .light_line_style(TRANSPARENT)
+        .bold_line_style(BLACK.mix(0.15))
+        .x_label_formatter(&|v| short(*v))
+        .y_label_formatter(&|v| short(*v))
+        .draw()
+        .map_err(failed)?;
+    c.draw_series(points.iter().map(|&p| Circle::new(p, FINE, COLOURS[0].mix(0.6).filled()))).map_err(failed).map(drop)
 }
 
 /// An image in grey on a part of a page, 0 white and 1 black, a caption above it.
@@ -153,6 +182,20 @@ pub fn image(root: &DrawingArea<SVGBackend, Shift>, caption: &str, pixels: &[f32
         root.draw(&Rectangle::new([at(row, col), at(row + 1, col + 1)], RGBColor(grey, grey, grey).filled())).map_err(failed)?;
     }
     Ok(())
+}
+
+/// A bar for each value in 0..=1, its number below; `marked` in another colour.
+pub fn bars(root: &DrawingArea<SVGBackend, Shift>, values: &[f32], marked: usize) -> Result<()> {
+    let (w, h) = root.dim_in_pixel();
+    let (foot, width) = (h as i32 - 22, f64::from(w - 8) / values.len().max(1) as f64);
+    let at = |i: usize| 4 + (i as f64 * width).round() as i32;
+    for (i, &v) in values.iter().enumerate() {
+        let top = foot - (f64::from(v.clamp(0.0, 1.0)) * f64::from(foot - 4)).round() as i32;
+        let colour = COLOURS[usize::from(i == marked)];
+        root.draw(&Rectangle::new([(at(i) + 1, top), (at(i + 1) - 1, foot)], colour.filled())).map_err(failed)?;
+        root.draw(&Text::new(i.to_string(), (at(i) + 1, foot + 5), ("sans-serif", 14))).map_err(failed)?;
+    }
+    root.draw(&PathElement::new([(4, foot), (w as i32 - 4, foot)], BLACK)).map_err(failed)
 }
 
 /// From the least to the greatest value; never empty.

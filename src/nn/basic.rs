@@ -107,6 +107,24 @@ impl Dense {
         self
     }
 
+    /// A further layer with this one's parameters, and an activation of its own: Gluon's `params=shared.params`.
+    ///
+    /// There is one w and one b: a step changes both layers, gradients of all uses add up, a net lists and saves them once.
+    ///
+    /// ```
+    /// use hadal::{cpu, init, nn::{Block, Dense, Sequential}};
+    /// let shared = Dense::new(8).relu();
+    /// let twin = shared.tied().sigmoid();
+    /// let net = Sequential::new().add(Dense::new(8)).add(shared).add(twin);
+    /// net.initialize(init::Normal(0.01), &cpu())?;
+    /// assert_eq!(net.parameters().len(), 4);
+    /// # Ok::<(), hadal::Error>(())
+    /// ```
+    pub fn tied(&self) -> Self {
+        let (weight, bias) = (self.weight.clone(), self.bias.clone());
+        Dense { info: Info::new("dense"), units: self.units, flatten: self.flatten, function: Function(None), weight, bias }
+    }
+
     /// w
     pub fn weight(&self) -> &Parameter {
         &self.weight

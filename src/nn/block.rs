@@ -144,14 +144,16 @@ fn initialize(block: &impl Block, init: Arc<dyn Init>, ctx: &Context, force: boo
     block.collect().iter().try_for_each(|(_, p)| p.initialize(&init, ctx, force))
 }
 
-/// Tells every layer its path from the root and every parameter its name, for errors.
+/// Tells every layer its path from the root and every parameter its name, for errors. What is used twice has the path of its
+/// first place, under which [`Block::collect`] lists it.
 fn place(root: &dyn Structure) {
+    let (mut layers, mut parameters) = (HashSet::new(), HashSet::new());
     walk(root, "", &mut |path, s| {
         let path = if path.starts_with('[') || path.is_empty() { format!("net{path}") } else { format!("net.{path}") };
-        if let Some(info) = s.info() {
+        if let Some(info) = s.info().filter(|i| layers.insert(std::ptr::from_ref::<Info>(i) as usize)) {
             *info.path.write().unwrap_or_else(PoisonError::into_inner) = path.clone();
         }
-        for (name, p) in s.own_parameters() {
+        for (name, p) in s.own_parameters().into_iter().filter(|(_, p)| parameters.insert(p.id())) {
             p.set_name(format!("{path}.{name}"));
         }
     });

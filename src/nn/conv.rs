@@ -91,6 +91,19 @@ impl Conv2D {
         self
     }
 
+    /// A further layer with this one's parameters and options, and an activation of its own; see [`super::Dense::tied`].
+    pub fn tied(&self) -> Self {
+        Conv2D {
+            info: Info::new("conv"),
+            channels: self.channels,
+            kernel: self.kernel,
+            options: self.options,
+            function: Function(None),
+            weight: self.weight.clone(),
+            bias: self.bias.clone(),
+        }
+    }
+
     /// The weight.
     pub fn weight(&self) -> &Parameter {
         &self.weight

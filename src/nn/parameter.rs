@@ -207,7 +207,7 @@ impl Parameter {
 
 impl State {
     fn create(&mut self, init: &dyn Init, ctx: &Context) -> Result<Tensor> {
-        let values = init.values(&self.shape)?;
+        let values = init.values_for(&self.name, &self.shape)?;
         let n: usize = self.shape.iter().product();
         if values.len() != n {
             let reason = format!("the initializer gave {} values for {}", values.len(), Display(&self.shape));

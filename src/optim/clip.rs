@@ -67,25 +67,41 @@ fn global_norm(arrays: &[Array], max_norm: f64) -> Result<Array> {
         }
         return Array::full(&[], sum.sqrt(), dtype, &ctx);
     }
-    let blocks: Vec<usize> = arrays.iter().map(|a| a.len().div_ceil(CHUNK)).collect();
-    let partial = Array::uninit(&[blocks.iter().sum()], DType::F64, Layout::RowMajor, &ctx)?;
+    let partial = sums_of_squares(&arrays.iter().collect::<Vec<_>>())?;
+    let norm = Array::uninit(&[], dtype, Layout::RowMajor, &ctx)?;
+    launch("norm_of", &norm, DType::F64)?.array(&norm).array(&partial).value(partial.len() as i64).run(
+        [1, 1, 1],
+        [256, 1, 1],
+        0,
+    )?;
+    Ok(norm)
+}
+
+/// How many sums [`sums_of_squares`] has for an array.
+pub(super) fn blocks(a: &Array) -> usize {
+    a.len().div_ceil(CHUNK)
+}
+
+/// On their GPU, Σ a² of each block of each array, one after the other; adding them up in order gives the square of a norm.
+pub(super) fn sums_of_squares(arrays: &[&Array]) -> Result<Array> {
+    let Some(first) = arrays.first() else { return Err(Error::invalid(OP, "there are no arrays")) };
+    let total = arrays.iter().map(|a| blocks(a)).sum();
+    let partial = Array::uninit(&[total], DType::F64, Layout::RowMajor, &first.context())?;
     let mut start = 0;
-    for (a, &blocks) in arrays.iter().zip(&blocks) {
-        let grid = u32::try_from(blocks).map_err(|_| Error::shape(OP, "too many elements", &[a.shape()]))?;
+    for &a in arrays {
+        let grid = u32::try_from(blocks(a)).map_err(|_| Error::shape(OP, "too many elements", &[a.shape()]))?;
         launch("sum_of_squares", a, DType::F64)?.array(&partial).array(a).value(start as i64).value(a.len() as i64).run(
             [grid, 1, 1],
             [256, 1, 1],
             0,
         )?;
-        start += blocks;
+        start += blocks(a);
     }
-    let norm = Array::uninit(&[], dtype, Layout::RowMajor, &ctx)?;
-    launch("norm_of", &norm, DType::F64)?.array(&norm).array(&partial).value(start as i64).run([1, 1, 1], [256, 1, 1], 0)?;
-    Ok(norm)
+    Ok(partial)
 }
 
 /// In chunks of a fixed length, whose sums are added in order.
-fn sum_of_squares<F: crate::Element>(x: &[F]) -> f64 {
+pub(super) fn sum_of_squares<F: crate::Element>(x: &[F]) -> f64 {
     let mut sums = vec![0.0; x.len().div_ceil(CHUNK)];
     let chunks: Vec<&[F]> = x.chunks(CHUNK).collect();
     // One sum for each chunk is little work to share out unless there are many.

@@ -16,11 +16,13 @@
 
 mod adam;
 mod clip;
+mod lars;
 mod sgd;
 mod state;
 
 pub use adam::Adam;
 pub use clip::{clip_global_norm, clip_grad_norm};
+pub use lars::Lars;
 pub use sgd::Sgd;
 
 use crate::{Array, DType, Error, Result};

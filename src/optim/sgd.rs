@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::{Convention, Optimizer, Prepare, State, Step, check, state, wide};
 use crate::{
-    Array, Error, Result,
+    Array, Result,
     cpu::parallel,
     cuda::Launch,
     dtype::{Real, real_type},
@@ -164,9 +164,14 @@ impl Rule {
     }
 }
 
+/// A kernel of `optim.cu` for this parameter.
+pub(super) fn kernel(kernel: &'static str, w: &Array) -> Result<Launch> {
+    Launch::new(w, "optim.cu", kernel, &[("scalar_t", w.dtype().into()), ("norm_t", wide(w.dtype()).into())])
+}
+
 /// A kernel of `optim.cu` with its first two arguments: what is updated in f32 at least, and its half-precision copy.
-pub(super) fn start(kernel: &'static str, w: &Array, master: Option<&Array>) -> Result<Launch, Error> {
-    let launch = Launch::new(w, "optim.cu", kernel, &[("scalar_t", w.dtype().into()), ("norm_t", wide(w.dtype()).into())])?;
+pub(super) fn start(name: &'static str, w: &Array, master: Option<&Array>) -> Result<Launch> {
+    let launch = kernel(name, w)?;
     Ok(match master {
         Some(master) => launch.array(master).array(w),
         None => launch.array(w).optional(None),
