@@ -1,4 +1,5 @@
-// Every inline PTX instruction of hadal stands in this file; the emulator has its own version of it.
+// Every inline PTX instruction of hadal stands in this file, ptx_hopper.cuh and ptx_wgmma.cuh; the emulator has its own
+// version of them.
 // No CUDA header is included: NVRTC then needs no toolkit on the machine.
 #pragma once
 

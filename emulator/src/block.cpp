@@ -423,15 +423,20 @@ extern "C" void emu_thread_exit(emu_thread* self) {
 // ---- nobody can go on
 
 unsigned Worker::nobody_ready() {
-    // A wait that may give up does so: its thread may have something else to do. Not for ever, though.
-    if (hopper_used && hopper->given_up < 1000)
+    // Waits that may give up do so: their threads may have something else to do. Not for ever, though.
+    if (hopper_used && hopper->given_up++ < 1000) {
         for (auto& f : fibers)
             if (f->waits == WaitsTry) {
-                hopper->given_up++;
                 hopper->give_up(f.get());
+                ready.set(f->slot);
                 waiting--;
-                return f->slot;
             }
+        int i = ready.next(max_fibers - 1, words);
+        if (i >= 0) {
+            ready.reset((unsigned)i);
+            return (unsigned)i;
+        }
+    }
     std::string s = "deadlock: no thread of the block can go on";
     std::vector<const void*> told;
     for (auto& p : fibers) {

@@ -133,7 +133,7 @@ struct Worker {
     void wake(FiberSet& set);
     Fiber* start_fiber();
     [[noreturn]] void abort_block();
-    unsigned nobody_ready();            // a fiber whose wait may give up; reports a deadlock if there is none
+    unsigned nobody_ready();            // lets waits give up that may; reports a deadlock if there are none
     void block_on(Fiber* f, FiberSet& set, Waits how, const void* in);
     void complete(Barrier& b);
     void complete(unsigned index, Meeting& m);

@@ -24,7 +24,7 @@ static void issue_store(Worker* w, Fiber* f, BulkCopy&& c) {
     hooks_engine(f->index, c.offset, c.bytes, false);
     c.data.assign(w->block.shared + c.offset, w->block.shared + c.offset + c.bytes);
     Hopper& h = hopper_of(w);
-    h.threads_used = true;
+    h.threads_used = w->block.nthreads;
     HopperThread& t = h.threads[f->index];
     t.stores.emplace_back(t.store_group, std::move(c));
 }
@@ -90,7 +90,7 @@ extern "C" void emu_tensor_copy(emu_thread* self, int kind, void* shared, const 
 extern "C" void emu_bulk_commit(emu_thread* self) {
     Fiber* f = (Fiber*)self;
     Hopper& h = hopper_of(f->worker);
-    h.threads_used = true;
+    h.threads_used = f->block->nthreads;
     h.threads[f->index].store_group++;
 }
 extern "C" void emu_bulk_wait(emu_thread* self, unsigned pending) {

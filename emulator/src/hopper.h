@@ -58,14 +58,15 @@ struct Warpgroup {
 struct Held { float* d; int n, tile; unsigned last; };      // last: the product that wrote it last
 struct Given { float* d; int n; uint64_t sum; };            // accumulators as a wait left them, and a sum over them
 struct HopperThread {
-    unsigned issued = 0, committed = 0, waited = 0;
-    std::deque<unsigned> groups;        // for each commit, how many products had been issued
+    unsigned issued = 0, waited = 0;
+    std::vector<unsigned> groups;       // for each commit, how many products had been issued
     bool fenced = false, ever_fenced = false;
     std::vector<Held> held;
     std::vector<Given> given;           // since the last fence
     // Bulk stores.
     std::vector<std::pair<unsigned, BulkCopy>> stores;  // with their group
     unsigned store_group = 0;
+    void clear();
 };
 
 struct Hopper {
@@ -73,7 +74,7 @@ struct Hopper {
     std::vector<uint16_t> barrier_at;   // by offset / 8, counted from 1
     Warpgroup groups[8];
     HopperThread threads[max_threads];
-    bool threads_used = false;
+    unsigned threads_used = 0;          // how many may hold something
     unsigned given_up = 0;              // waits that gave up since anything went on
     unsigned spins = 0;
 

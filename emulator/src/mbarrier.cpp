@@ -31,15 +31,19 @@ Hopper& hopper_of(Worker* w) {
             for (auto& t : g.tiles) t->holders = 0;
             g.waiting.clear();
         }
-        if (h.threads_used)
-            for (auto& t : h.threads) {
-                for (auto& s : t.stores) delete s.second.map;
-                t = HopperThread();
-            }
-        h.threads_used = false;
+        for (unsigned i = 0; i < h.threads_used; i++) h.threads[i].clear();
+        h.threads_used = 0;
         h.given_up = h.spins = 0;
     }
     return h;
+}
+
+// Keeps the vectors' memory: a block is soon followed by the next.
+void HopperThread::clear() {
+    issued = waited = store_group = 0;
+    fenced = ever_fenced = false;
+    for (auto& s : stores) delete s.second.map;
+    groups.clear(), held.clear(), given.clear(), stores.clear();
 }
 
 bool in_shared(Worker* w, unsigned offset, unsigned bytes) {
@@ -200,8 +204,7 @@ void hopper_end_block(Worker* w) {
             report_after_block(w, "the block ended while a bulk copy into its shared memory was on its way, issued" + at(c.file, c.line), CUDA_ERROR_LAUNCH_FAILED);
             return;
         }
-    if (!h.threads_used) return;
-    for (unsigned i = 0; i < w->block.nthreads; i++) {
+    for (unsigned i = 0; i < h.threads_used; i++) {
         HopperThread& t = h.threads[i];
         if (!t.stores.empty()) {
             auto& c = t.stores[0].second;

@@ -200,7 +200,7 @@ static uint64_t sum_of(const float* d, int n) {
 
 static HopperThread& thread_of(Worker* w, Fiber* f, const char* file, int line) {
     Hopper& h = hopper_of(w);
-    h.threads_used = true;
+    h.threads_used = w->block.nthreads;
     if ((f->index | 127) >= w->block.nthreads) wrong("the thread belongs to no whole warpgroup of 128 threads", file, line);
     return h.threads[f->index];
 }
@@ -278,7 +278,11 @@ extern "C" void emu_wgmma_wait(emu_thread* self, unsigned pending, const char* f
     Worker* w = f->worker;
     HopperThread& t = thread_of(w, f, file, line);
     Warpgroup& g = w->hopper->groups[f->index / 128];
-    while (t.groups.size() > pending) t.waited = t.groups.front(), t.groups.pop_front();
+    if (t.groups.size() > pending) {
+        size_t done = t.groups.size() - pending;
+        t.waited = t.groups[done - 1];
+        t.groups.erase(t.groups.begin(), t.groups.begin() + (long)done);
+    }
     while (t.waited > g.first && (t.waited - g.first > g.products.size() || !g.products[t.waited - 1 - g.first].done)) w->block_on(f, g.waiting, WaitsWgmma, &g);
     // The first thread that goes on may set others going: until now nobody may have touched the operands.
     while (g.first < t.waited) {

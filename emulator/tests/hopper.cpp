@@ -410,7 +410,7 @@ extern "C" __global__ void expects(float* y, const float* x, int bytes) {
 extern "C" __global__ void wrong_parity(float* y) { BEGIN(32) mbarrier_arrive(&bar); mbarrier_wait(&bar, 0); mbarrier_wait(&bar, 1); }
 extern "C" __global__ void tries(float* y) { BEGIN(33) mbarrier_arrive(&bar); while (!mbarrier_try_wait(&bar, 0)) {} }
 extern "C" __global__ void tests(float* y) { BEGIN(33) mbarrier_arrive(&bar); while (!mbarrier_test_wait(&bar, 0)) {} }
-extern "C" __global__ void tries_once(float* y) { BEGIN(33) mbarrier_arrive(&bar); if (!mbarrier_try_wait(&bar, 0)) { if (threadIdx.x == 0) mbarrier_arrive(&bar); mbarrier_wait(&bar, 0); } y[threadIdx.x] = 1; }
+extern "C" __global__ void tries_once(float* y) { BEGIN(33) mbarrier_arrive(&bar); if (threadIdx.x != 20) { while (!mbarrier_try_wait(&bar, 0)) {} } else if (!mbarrier_try_wait(&bar, 0)) { mbarrier_arrive(&bar); } y[threadIdx.x] = 1; }
 extern "C" __global__ void too_many(float* y) { BEGIN(20) if (threadIdx.x < 10) mbarrier_arrive_count(&bar, 3); }
 extern "C" __global__ void no_init(float* y) { __shared__ u64 bar; mbarrier_arrive(&bar); }
 extern "C" __global__ void no_sync(float* y) { __shared__ u64 bar; if (threadIdx.x == 0) mbarrier_init(&bar, 32); mbarrier_arrive(&bar); }

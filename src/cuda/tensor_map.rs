@@ -137,7 +137,7 @@ impl TensorMap {
         if self.extent.iter().any(|&e| e == 0 || e > 1 << 32) {
             return Err(format!("extents are 1 to 2^32, not {:?}", self.extent));
         }
-        let bytes = |s: usize| s.checked_mul(size).filter(|b| b % 16 == 0 && *b < 1 << 40);
+        let bytes = |s: usize| s.checked_mul(size).filter(|b| b.is_multiple_of(16) && *b < 1 << 40);
         if self.stride.iter().any(|&s| bytes(s).is_none()) {
             return Err(format!("strides are multiples of 16 bytes below 2^40, not {:?} times {size}", self.stride));
         }
@@ -170,7 +170,7 @@ impl TensorMap {
                 channels * size
             }
         };
-        if row % 16 != 0 || row > self.swizzle.span() {
+        if !row.is_multiple_of(16) || row > self.swizzle.span() {
             return Err(format!("a box's rows are multiples of 16 bytes within {:?}, not {row} bytes", self.swizzle));
         }
         Ok(())
@@ -185,7 +185,7 @@ impl TensorMap {
         }
         let (kind, size) = (self.kind(array.dtype()).map_err(refuse)?, array.dtype().size());
         self.check(array.len(), size).map_err(refuse)?;
-        if address % 16 != 0 {
+        if !address.is_multiple_of(16) {
             return Err(refuse("the array does not begin at a multiple of 16 bytes".into()));
         }
         for name in ["cuTensorMapEncodeTiled", "cuTensorMapEncodeIm2col"] {
