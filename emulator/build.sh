@@ -22,6 +22,8 @@ if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$machine" ] && [ -z "$(find "$here/
     exit 0
 fi
 rm -f "$stamp"
+# As old as the sources that are read now: one that changes meanwhile is newer.
+echo "$machine" >"$stamp.new"
 work=$out/work
 rm -rf "$work"
 mkdir -p "$work"
@@ -49,4 +51,4 @@ mv "$out/libnvrtc.so.12.new" "$out/libnvrtc.so.12"
 ln -sf libcuda.so.1 "$out/libcuda.so"
 ln -sf libnvrtc.so.12 "$out/libnvrtc.so"
 rm -rf "$work"
-echo "$machine" >"$stamp"
+mv "$stamp.new" "$stamp"
