@@ -229,10 +229,10 @@ impl Plan {
 
 /// The widest loads for elements of `size` bytes that begin at multiples of each of `strides` elements.
 pub(crate) fn width(size: usize, strides: impl IntoIterator<Item = usize>) -> usize {
-    let fits = |bytes: &usize| *bytes >= size;
-    let all =
-        strides.into_iter().fold(16, |widest, s| [16, 8, 4].into_iter().find(|w| *w <= widest && s * size % w == 0).unwrap_or(0));
-    Some(all).filter(fits).unwrap_or(0)
+    let aligned =
+        |widest: usize, s: usize| [16, 8, 4].into_iter().find(|w| *w <= widest && (s * size).is_multiple_of(*w)).unwrap_or(0);
+    let all = strides.into_iter().fold(16, aligned);
+    if all >= size { all } else { 0 }
 }
 
 /// Division of numbers below 2³¹ by `d` > 0: n / d = n · mul >> shift. The `Div` of `conv2d_mma.cu`.
