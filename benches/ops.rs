@@ -4,9 +4,10 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use hadal::{
-    Context, Result, Tensor, autograd, cpu,
+    Context, DType, Layout, Result, Tensor, autograd, cpu,
     loss::{L2, SoftmaxCrossEntropy},
     ops::{Conv2dOptions, PoolOptions},
+    precision::{self, Precision},
 };
 
 type Run = Box<dyn Fn(&[Tensor]) -> Result<Tensor>>;
@@ -71,9 +72,47 @@ fn ops(c: &mut Criterion) {
     }
 }
 
+/// Matrix products and convolutions of ResNet-18 in each precision, on `gpu(0)`: channels-last, batch 256; throughput counts
+/// the multiplications of the forward pass, of which forward and backward make three times as many.
+fn precisions(c: &mut Criterion) {
+    let Ok(gpu) = hadal::gpu(0) else { return };
+    let conv =
+        |stride: usize| -> Run { Box::new(move |t| t[0].conv2d(&t[1], None, Conv2dOptions::new().stride(stride).padding(1))) };
+    let matmul = || -> Run { Box::new(|t| t[0].matmul(&t[1])) };
+    let table: Vec<(&str, Vec<Vec<usize>>, usize, Run)> = vec![
+        ("matmul 4096", vec![vec![4096, 4096], vec![4096, 4096]], 4096usize.pow(3), matmul()),
+        ("matmul 256x784x256", vec![vec![256, 784], vec![784, 256]], 256 * 784 * 256, matmul()),
+        ("conv2d 64 3x3", vec![vec![256, 64, 24, 24], vec![64, 64, 3, 3]], 256 * 576 * 64 * 576, conv(1)),
+        ("conv2d 64-128 3x3/2", vec![vec![256, 64, 24, 24], vec![128, 64, 3, 3]], 256 * 144 * 128 * 576, conv(2)),
+        ("conv2d 512 3x3", vec![vec![256, 512, 3, 3], vec![512, 512, 3, 3]], 256 * 9 * 512 * 4608, conv(1)),
+    ];
+    let kinds = [
+        ("f32", DType::F32, Precision::F32),
+        ("tf32", DType::F32, Precision::Tf32),
+        ("f16", DType::F16, Precision::F32),
+        ("bf16", DType::BF16, Precision::F32),
+    ];
+    for (name, shapes, products, run) in table {
+        let mut group = c.benchmark_group(format!("precisions {name}"));
+        group.throughput(Throughput::Elements(products as u64));
+        for (kind, dtype, precision) in kinds {
+            let input = |s: &Vec<usize>| -> Result<Tensor> {
+                let a = Tensor::uniform(0.1, 1.0, s, &gpu)?.cast(dtype)?;
+                let a = if s.len() == 4 { Tensor::new(a.array().to_layout(Layout::ChannelsLast)?) } else { a };
+                Ok(a.attach_grad())
+            };
+            let x: Vec<Tensor> = shapes.iter().map(|s| input(s).expect("memory for a bench")).collect();
+            group.bench_function(BenchmarkId::from_parameter(kind), |b| {
+                b.iter(|| precision::with(precision, || forward_and_backward(&run, &x, &gpu)).expect("the op runs"));
+            });
+        }
+        group.finish();
+    }
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default().sample_size(10).measurement_time(std::time::Duration::from_secs(2));
-    targets = ops
+    targets = ops, precisions
 }
 criterion_main!(benches);

@@ -56,4 +56,50 @@ template <int pending> __device__ __forceinline__ void cp_async_wait() {
 __device__ __forceinline__ void cp_async_wait_all() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 #endif
 
+// ldmatrix: 8 x 8 matrices of 16-bit elements from shared memory, into one register of each lane. Lanes 0-7 give the rows of
+// the first (16 bytes each, aligned), lanes 8-15 of the second, and so on; lane 4r + c receives elements 2c and 2c + 1 of row r,
+// with `trans` of column r. 32-bit elements fit as well: then lane 4r + c receives element c of a row of four.
+#define LDMATRIX(name, modifiers, outputs, ...)                                                       \
+  __device__ __forceinline__ void name(unsigned* r, const void* row) {                                \
+    asm volatile("ldmatrix.sync.aligned.m8n8." modifiers ".shared.b16 {" outputs ";"                  \
+                 : __VA_ARGS__                                                                        \
+                 : "r"((unsigned)__cvta_generic_to_shared(row)));                                     \
+  }
+LDMATRIX(ldmatrix_x1, "x1", "%0}, [%1]", "=r"(r[0]))
+LDMATRIX(ldmatrix_x1_trans, "x1.trans", "%0}, [%1]", "=r"(r[0]))
+LDMATRIX(ldmatrix_x2, "x2", "%0, %1}, [%2]", "=r"(r[0]), "=r"(r[1]))
+LDMATRIX(ldmatrix_x2_trans, "x2.trans", "%0, %1}, [%2]", "=r"(r[0]), "=r"(r[1]))
+LDMATRIX(ldmatrix_x4, "x4", "%0, %1, %2, %3}, [%4]", "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]))
+LDMATRIX(ldmatrix_x4_trans, "x4.trans", "%0, %1, %2, %3}, [%4]", "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]))
+#undef LDMATRIX
+
+// mma.sync: D (16 x 8, f32) += A (16 x k, rows) B (k x 8, columns), by a whole warp. Lane 4g + t holds of D rows g and g + 8 at
+// columns 2t and 2t + 1; of A rows g and g + 8, of B column g, each at k = 2t, 2t + 1 (16-bit types; + 8 in the registers of
+// the second half of k) or at k = t and t + 4 (tf32).
+__device__ __forceinline__ void mma_m16n8k8_f16(float* d, const unsigned* a, const unsigned* b) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(b[0]));
+}
+#if __CUDA_ARCH__ >= 800
+#define MMA(name, shape, types)                                                                                  \
+  __device__ __forceinline__ void name(float* d, const unsigned* a, const unsigned* b) {                         \
+    asm("mma.sync.aligned." shape ".row.col.f32." types                                                          \
+        ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                                   \
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                         \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                                     \
+  }
+MMA(mma_m16n8k16_bf16, "m16n8k16", "bf16.bf16")
+MMA(mma_m16n8k16_f16, "m16n8k16", "f16.f16")
+MMA(mma_m16n8k8_tf32, "m16n8k8", "tf32.tf32")
+#undef MMA
+
+// The bits of x as tf32 (11 significant bits), to the nearest, ties away from zero.
+__device__ __forceinline__ unsigned f32_to_tf32_bits(float x) {
+  unsigned u;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(u) : "f"(x));
+  return u;
+}
+#endif
+
 #endif

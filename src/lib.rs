@@ -39,6 +39,7 @@ pub mod models;
 pub mod nn;
 pub mod ops;
 pub mod optim;
+pub mod precision;
 pub mod random;
 pub mod shape;
 mod tensor;

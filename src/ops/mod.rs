@@ -13,6 +13,10 @@ mod dropout;
 mod index;
 pub(crate) mod layout;
 mod matmul;
+mod matmul_mma;
+mod mma;
+#[cfg(test)]
+mod mma_tests;
 pub(crate) mod number;
 mod operands;
 mod operators;

@@ -67,7 +67,13 @@ impl Product {
         let dtype = a.dtype();
         if let Context::Gpu(_) = a.context() {
             let y = Array::uninit(shape, dtype, Layout::RowMajor, &a.context())?;
-            self.launch(op, &y, a, b, bias)?;
+            if y.is_empty() {
+                return Ok(y);
+            }
+            let product = self.clone().merged();
+            if !product.on_tensor_cores(op, &y, a, b, bias)? {
+                product.launch(op, &y, a, b, bias)?;
+            }
             return Ok(y);
         }
         real_type!(op, dtype, F => {
@@ -148,9 +154,6 @@ impl Product {
         const TILE: usize = 64;
         let (outer, inner) = (numel(&self.outer), numel(&self.inner));
         let tiles = self.m.div_ceil(TILE).saturating_mul(self.n.div_ceil(TILE));
-        if y.is_empty() {
-            return Ok(());
-        }
         let too_large = || Error::shape(op, "too many tiles for one launch", &[a.shape(), b.shape()]);
         let grid_x = u32::try_from(tiles).ok().filter(|&t| t <= i32::MAX as u32).ok_or_else(too_large)?;
         let (parts, chunk) = split(self.k, tiles.saturating_mul(outer));

@@ -56,6 +56,16 @@ pub fn usage(image: &[u8]) -> Option<Vec<Usage>> {
     (!out.is_empty() && out.iter().all(|u| u.registers > 0)).then_some(out)
 }
 
+/// How many instructions of a kernel multiply matrices of 16-bit or tf32 elements on tensor cores (HMMA).
+///
+/// Since sm_70 an instruction has 16 bytes, and its lowest 12 bits are the operation.
+pub fn tensor_instructions(image: &[u8], kernel: &str) -> Option<usize> {
+    const HMMA: u16 = 0x23c;
+    let sections = sections(image)?;
+    let code = sections.iter().find(|s| s.name.strip_prefix(".text.") == Some(kernel))?.bytes(image)?;
+    Some(code.chunks_exact(16).filter(|i| u16::from_le_bytes([i[0], i[1]]) & 0xfff == HMMA).count())
+}
+
 const SYMBOLS: u64 = 2;
 const NO_BITS: u64 = 8;
 const REGISTERS: u8 = 0x2f;

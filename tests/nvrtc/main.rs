@@ -27,7 +27,7 @@ use std::{
     time::Instant,
 };
 
-use cubin::{Usage, is_cubin, usage};
+use cubin::{Usage, is_cubin, tensor_instructions, usage};
 use hadal::cuda::{Compiler, KERNELS, Source, compiler};
 use report::{Report, cell, parse_cell};
 use sha2::{Digest, Sha256};
@@ -157,6 +157,40 @@ fn declarations_are_read_as_documented() {
     assert!(!v[1].wants(&(75, "75")) && v[1].wants(&(90, "90a")));
     assert!(!v[2].wants(&(80, "80")) && v[2].wants(&(90, "90a")));
     assert!(variants("z.cu", text).is_err() && variants("x.cu", "#line 1 \"x.cu\"\n// variants: scalar_t").is_err());
+}
+
+/// The products of tensor cores are computed there, on every architecture; those of the general kernel are not.
+#[test]
+fn tensor_cores_are_used() {
+    let Some(compiler) = compiler_or_skip() else { return };
+    let count = |file: &str, kernel: &str, arch: &str, options: &[&str]| {
+        let source = KERNELS.iter().find(|k| k.0 == file).unwrap().1;
+        let options: Vec<String> = options.iter().map(|o| format!("-D{o}")).collect();
+        let image = compiler.compile(file, source, &format!("sm_{arch}"), &options).unwrap();
+        tensor_instructions(&image, kernel).unwrap()
+    };
+    for (arch, name) in ARCHS.iter().filter(|a| compiler.archs().contains(&a.0)) {
+        let mut options = vec!["TILE_M=64", "TILE_N=64", "STAGES=2", "WIDTH=16", "A_K=1", "B_K=0", "PASS=1"];
+        // A warp's 32 x 32 are 2 x 4 instructions for 16 k; a step has four times as many k.
+        let cases: &[(&str, &str, usize)] = match arch {
+            75 => &[("scalar_t=f16", "EXACT=0", 64)],
+            _ => &[
+                ("scalar_t=f16", "EXACT=0", 32),
+                ("scalar_t=bf16", "EXACT=0", 32),
+                ("scalar_t=float", "EXACT=0", 32),
+                ("scalar_t=float", "EXACT=1", 24),
+            ],
+        };
+        for (dtype, exact, least) in cases {
+            options.extend([dtype, exact]);
+            for (file, kernel) in [("matmul_mma.cu", "matmul_mma"), ("conv2d_mma.cu", "conv2d_mma")] {
+                let found = count(file, kernel, name, &options);
+                assert!(found >= *least, "{file} for sm_{name} {options:?}: {found} instructions of tensor cores");
+            }
+            options.truncate(options.len() - 2);
+        }
+        assert_eq!(count("matmul.cu", "matmul", name, &["scalar_t=float"]), 0);
+    }
 }
 
 /// The real NVRTC; without it, that is said.

@@ -1,6 +1,6 @@
-//! Convolution on the GPU: launches of `kernels/conv2d.cu`, for either layout of x and y.
+//! Convolution on the GPU: on tensor cores where [`mma`] takes it, else by `kernels/conv2d.cu`, for either layout of x and y.
 
-use super::output;
+use super::{mma, output};
 use crate::{
     Array, Error, Layout, Result,
     cpu::conv::ConvShape,
@@ -69,6 +69,9 @@ fn grid(op: &'static str, rows: usize, cols: usize, parts: usize, groups: usize)
 }
 
 pub(super) fn forward(op: &'static str, x: &Array, w: &Array, b: Option<&Array>, s: &ConvShape) -> Result<Array> {
+    if let Some(y) = mma::forward(x, w, b, s)? {
+        return Ok(y);
+    }
     let (layout, shape) = (x.layout(), output(s));
     let y = Array::uninit(&shape, x.dtype(), layout, &x.context())?;
     let launch = Launch::new(&y, FILE, "conv2d_fwd", &defines(&y, layout))?;
@@ -78,6 +81,9 @@ pub(super) fn forward(op: &'static str, x: &Array, w: &Array, b: Option<&Array>,
 }
 
 pub(super) fn backward_data(op: &'static str, dy: &Array, w: &Array, s: &ConvShape) -> Result<Array> {
+    if let Some(dx) = mma::backward_data(dy, w, s)? {
+        return Ok(dx);
+    }
     let layout = dy.layout();
     let dx = Array::uninit(&[s.n, s.c, s.h, s.w], dy.dtype(), layout, &dy.context())?;
     let launch = Launch::new(&dx, FILE, "conv2d_bwd_data", &defines(&dx, layout))?;
@@ -91,6 +97,9 @@ pub(super) fn backward_data(op: &'static str, dy: &Array, w: &Array, s: &ConvSha
 }
 
 pub(super) fn backward_weight(op: &'static str, dy: &Array, x: &Array, s: &ConvShape) -> Result<Array> {
+    if let Some(dw) = mma::backward_weight(dy, x, s)? {
+        return Ok(dw);
+    }
     let layout = x.layout();
     let dy = dy.to_layout(layout)?;
     let shape = [s.o, s.c / s.groups, s.kernel[0], s.kernel[1]];

@@ -2,6 +2,7 @@
 
 mod device;
 mod host;
+mod mma;
 
 use super::{
     operands::{countable, only, same_float},

@@ -1,0 +1,147 @@
+//! Convolution on tensor cores: launches of `kernels/conv2d_mma.cu`. Operands are channels-last there; row-major ones are
+//! copied first, which takes less than reading them element by element would. Each function answers `None` where the general
+//! kernel has to run.
+
+use super::output;
+use crate::{
+    Array, Layout, Result,
+    cpu::conv::ConvShape,
+    cuda::Launch,
+    ops::mma::{self, Div, LIMIT, Plan, Work},
+};
+
+/// The `Conv` of `conv2d_mma.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Sizes {
+    extents: [i32; 7],
+    window: [i32; 9],
+    chunk: i32,
+    row_major: i32,
+    /// By c / groups, o / groups, kw, oh, ow.
+    by: [Div; 5],
+}
+
+/// The three passes, as `PASS` counts them.
+#[derive(Clone, Copy)]
+enum Pass {
+    Forward,
+    Data,
+    Weight,
+}
+
+/// Everything that the launch of one pass needs.
+struct Job<'a> {
+    s: &'a ConvShape,
+    pass: Pass,
+    work: Work,
+    plan: Plan,
+}
+
+/// Phases of an axis: pixels with the same remainder by the stride meet the same taps.
+fn phases(s: &ConvShape) -> usize {
+    s.stride[0].min(s.h) * s.stride[1].min(s.w)
+}
+
+/// The most taps of an axis that one pixel meets: every (stride / gcd)-th.
+fn taps_met(kernel: usize, stride: usize, dilation: usize) -> usize {
+    let period = (1..=kernel).find(|i| i.saturating_mul(dilation).is_multiple_of(stride));
+    kernel.div_ceil(period.unwrap_or(kernel))
+}
+
+impl<'a> Job<'a> {
+    /// `None` when this pass is not one for tensor cores; `to` is the result.
+    fn new(s: &'a ConvShape, pass: Pass, to: &Array) -> Result<Option<Self>> {
+        let [n, o, oh, ow] = output(s);
+        let ([kh, kw], groups) = (s.kernel, s.groups);
+        let product = |v: &[usize]| v.iter().fold(1usize, |p, &v| p.saturating_mul(v));
+        // Offsets count in 32 bits, those of pixels and taps outside of the image included.
+        let span = |axis: usize| s.kernel[axis].saturating_mul(s.dilation[axis]).saturating_add(s.stride[axis]);
+        let height = product(&[n, s.h.max(oh)]).saturating_add(s.padding[0]).saturating_add(span(0));
+        let width = s.w.max(ow).saturating_add(s.padding[1]).saturating_add(span(1));
+        let fits = product(&[height, width, s.c.max(o)]) < LIMIT && product(&[s.c.max(o), kh, kw]) < LIMIT && s.w_len() < LIMIT;
+        if !fits || height.max(width) >= LIMIT / 4 || groups > 65535 || to.is_empty() {
+            return Ok(None);
+        }
+        let (cg, og, size) = (s.c / groups, o / groups, to.dtype().size());
+        let work = match pass {
+            Pass::Forward => Work { m: n * oh * ow, n: og, k: cg * kh * kw, batch: groups, width: mma::width(size, [s.c, cg]) },
+            Pass::Data => {
+                let met = |axis: usize| taps_met(s.kernel[axis], s.stride[axis], s.dilation[axis]);
+                let pixels = n * s.h.div_ceil(s.stride[0]) * s.w.div_ceil(s.stride[1]);
+                let batch = groups.saturating_mul(phases(s));
+                Work { m: pixels, n: cg, k: og * met(0) * met(1), batch, width: mma::width(size, [o, og, cg]) }
+            }
+            Pass::Weight => {
+                Work { m: og, n: cg * kh * kw, k: n * oh * ow, batch: groups, width: mma::width(size, [o, og, s.c, cg]) }
+            }
+        };
+        Ok(mma::plan(to, work)?.map(|plan| Job { s, pass, work, plan }))
+    }
+
+    fn sizes(&self, to: Layout) -> Sizes {
+        let (s, [n, o, oh, ow]) = (self.s, output(self.s));
+        let int = |v: usize| v as i32;
+        let [kh, kw] = s.kernel;
+        let [pt, pl] = [s.padding[0], s.padding[1]];
+        Sizes {
+            extents: [n, s.c, s.h, s.w, o, oh, ow].map(int),
+            window: [kh, kw, s.stride[0], s.stride[1], pt, pl, s.dilation[0], s.dilation[1], s.groups].map(int),
+            chunk: int(self.plan.chunk),
+            row_major: i32::from(to == Layout::RowMajor),
+            by: [s.c / s.groups, o / s.groups, kw, oh, ow].map(Div::new),
+        }
+    }
+
+    /// `to` = the pass over `left` (x or dy) and `right` (the filters or x), both channels-last.
+    fn run(&self, to: &Array, left: &Array, right: &Array, bias: Option<&Array>) -> Result<()> {
+        let plan = &self.plan;
+        let (phases, pass) = match self.pass {
+            Pass::Forward => (1, 0),
+            Pass::Data => (phases(self.s), 1),
+            Pass::Weight => (1, 2),
+        };
+        let sums = plan.sums(to)?;
+        let blocks = plan.tiles(self.work.m, self.work.n) * phases;
+        Launch::new(to, "conv2d_mma.cu", "conv2d_mma", &plan.defines(to.dtype(), [("PASS", pass), ("", 0)]))?
+            .array(to)
+            .optional(sums.as_ref())
+            .array(left)
+            .array(right)
+            .optional(bias)
+            .value(self.sizes(to.layout()))
+            .run([blocks as u32, plan.parts as u32, self.s.groups as u32], [plan.threads(), 1, 1], plan.shared())?;
+        plan.add_up(to, sums, bias, self.work.n * self.s.groups)
+    }
+}
+
+fn last(a: &Array) -> Result<Array> {
+    a.to_layout(Layout::ChannelsLast)
+}
+
+pub(super) fn forward(x: &Array, w: &Array, b: Option<&Array>, s: &ConvShape) -> Result<Option<Array>> {
+    let new = |layout: Layout| Array::uninit(&output(s), x.dtype(), layout, &x.context());
+    let mut y = new(x.layout())?;
+    let Some(job) = Job::new(s, Pass::Forward, &y)? else { return Ok(None) };
+    if job.plan.parts > 1 && b.is_some() && y.layout() == Layout::RowMajor {
+        // The bias is added with the parts, by channel, which is the last axis there.
+        y = new(Layout::ChannelsLast)?;
+    }
+    job.run(&y, &last(x)?, &last(w)?, b)?;
+    y.to_layout(x.layout()).map(Some)
+}
+
+pub(super) fn backward_data(dy: &Array, w: &Array, s: &ConvShape) -> Result<Option<Array>> {
+    let dx = Array::uninit(&[s.n, s.c, s.h, s.w], dy.dtype(), dy.layout(), &dy.context())?;
+    let Some(job) = Job::new(s, Pass::Data, &dx)? else { return Ok(None) };
+    job.run(&dx, &last(dy)?, &last(w)?, None)?;
+    Ok(Some(dx))
+}
+
+pub(super) fn backward_weight(dy: &Array, x: &Array, s: &ConvShape) -> Result<Option<Array>> {
+    let shape = [s.o, s.c / s.groups, s.kernel[0], s.kernel[1]];
+    let dw = Array::uninit(&shape, dy.dtype(), Layout::RowMajor, &dy.context())?;
+    let Some(job) = Job::new(s, Pass::Weight, &dw)? else { return Ok(None) };
+    job.run(&dw, &last(dy)?, &last(x)?, None)?;
+    Ok(Some(dw))
+}
