@@ -4,7 +4,9 @@ mod clock;
 mod ops;
 mod step;
 
-use hadal::{Context, DType, Error, Result};
+use std::fmt;
+
+use hadal::{Context, DType, Error, Result, precision::Precision};
 
 const HELP: &str = "\
 usage: hadal bench [ops|step] [options]
@@ -14,7 +16,7 @@ ops    convolutions of ResNet-18, matrix products and the memory-bound ops, forw
 step   whole training steps of the book's nets: ms, images/s, seconds to the first step
 
   --context C        cpu, gpu, gpu:1, … or auto (gpu(0) if it can be used, else the CPU)
-  --dtypes f32,bf16  of the ops [f32]
+  --dtypes f32,bf16  of the ops [f32]; tf32 is f32 whose products round their operands to TF32
   --only TEXT        only what has TEXT in its name
   --batch N          images in a step and in a convolution's input [256; 32 for the ops on a CPU]
   --channels-last    four-dimensional inputs in N,H,W,C memory
@@ -28,7 +30,7 @@ blocks. Timings on a machine that does other things are worth little: compare wi
 /// What the command line says.
 pub struct Options {
     pub ctx: Context,
-    pub dtypes: Vec<DType>,
+    pub dtypes: Vec<Numbers>,
     pub only: String,
     pub batch: Option<usize>,
     pub channels_last: bool,
@@ -42,7 +44,7 @@ pub fn run(args: &[String]) -> Result<()> {
     let mut context = "auto".to_owned();
     let mut o = Options {
         ctx: Context::Cpu,
-        dtypes: vec![DType::F32],
+        dtypes: vec![Numbers(DType::F32, Precision::F32)],
         only: String::new(),
         batch: None,
         channels_last: false,
@@ -56,7 +58,7 @@ pub fn run(args: &[String]) -> Result<()> {
         match arg.as_str() {
             "ops" | "step" if what.is_none() => what = Some(arg.as_str()),
             "--context" => context = value()?,
-            "--dtypes" => o.dtypes = value()?.split(',').map(dtype).collect::<Result<_>>()?,
+            "--dtypes" => o.dtypes = value()?.split(',').map(numbers).collect::<Result<_>>()?,
             "--only" => o.only = value()?,
             "--batch" => o.batch = Some(value()?.parse().map_err(|_| Error::invalid("bench", "--batch needs a number"))?),
             "--channels-last" => o.channels_last = true,
@@ -87,10 +89,23 @@ pub fn run(args: &[String]) -> Result<()> {
     Ok(())
 }
 
-fn dtype(name: &str) -> Result<DType> {
-    let known = [DType::F32, DType::F64, DType::F16, DType::BF16];
+/// What is computed with: the arrays' dtype and the precision of f32 products.
+#[derive(Clone, Copy, PartialEq)]
+pub struct Numbers(pub DType, pub Precision);
+
+impl fmt::Display for Numbers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Numbers(DType::F32, Precision::Tf32) => f.write_str("tf32"),
+            Numbers(dtype, _) => dtype.fmt(f),
+        }
+    }
+}
+
+fn numbers(name: &str) -> Result<Numbers> {
+    let dtypes = [DType::F32, DType::F64, DType::F16, DType::BF16].map(|d| Numbers(d, Precision::F32));
+    let mut known = dtypes.into_iter().chain([Numbers(DType::F32, Precision::Tf32)]);
     known
-        .into_iter()
-        .find(|d| d.to_string() == name)
-        .ok_or_else(|| Error::invalid("bench", format!("{name:?} is none of f32, f64, f16, bf16")))
+        .find(|n| n.to_string() == name)
+        .ok_or_else(|| Error::invalid("bench", format!("{name:?} is none of f32, tf32, f64, f16, bf16")))
 }

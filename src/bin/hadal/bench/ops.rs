@@ -1,8 +1,14 @@
 //! Each op alone, forward and backward.
 
-use hadal::{DType, Layout, Result, Tensor, autograd, loss::SoftmaxCrossEntropy, ops::Conv2dOptions, ops::PoolOptions};
+use hadal::{
+    DType, Layout, Result, Tensor, autograd,
+    loss::SoftmaxCrossEntropy,
+    ops::Conv2dOptions,
+    ops::PoolOptions,
+    precision::{self, Precision},
+};
 
-use super::{Options, clock};
+use super::{Numbers, Options, clock};
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -152,7 +158,7 @@ pub fn table(o: &Options) -> Vec<Case> {
 struct Row {
     name: String,
     pass: &'static str,
-    dtype: DType,
+    numbers: Numbers,
     seconds: f64,
     flops: f64,
     bytes: f64,
@@ -162,7 +168,7 @@ pub fn run(o: &Options) -> Result<()> {
     // More than any cache holds.
     let elements = if o.quick { 1 << 12 } else { 64 << 20 };
     let copied = Case::new("copy", Kind::Copy, &[&[elements]]);
-    let copy = measure(&copied, DType::F32, o)?.remove(0);
+    let copy = measure(&copied, Numbers(DType::F32, Precision::F32), o)?.remove(0);
     let ceiling = copy.bytes / copy.seconds;
     if o.json {
         let name = o.ctx.device_name()?;
@@ -174,14 +180,14 @@ pub fn run(o: &Options) -> Result<()> {
     } else {
         println!("{} ({}); copy {:.1} GB/s, read and written", o.ctx, o.ctx.device_name()?, ceiling / 1e9);
     }
-    for &dtype in &o.dtypes {
+    for &numbers in &o.dtypes {
         let mut rows = Vec::new();
         for case in table(o) {
-            rows.extend(measure(&case, dtype, o)?);
+            rows.extend(precision::with(numbers.1, || measure(&case, numbers, o))?);
         }
         let best = rows.iter().map(|r| r.flops / r.seconds).fold(0.0, f64::max);
         if !o.json {
-            println!("\n{:<34}{:<12}{:>10}{:>9}{:>7}{:>9}{:>7}", dtype.to_string(), "", "µs", "TFLOP/s", "", "GB/s", "");
+            println!("\n{:<34}{:<12}{:>10}{:>9}{:>7}{:>9}{:>7}", numbers.to_string(), "", "µs", "TFLOP/s", "", "GB/s", "");
         }
         rows.iter().for_each(|r| print(r, best, ceiling, o));
     }
@@ -197,7 +203,7 @@ fn print(r: &Row, best: f64, copy: f64, o: &Options) {
             o.ctx,
             r.name,
             r.pass,
-            r.dtype,
+            r.numbers,
             r.seconds * 1e6,
             flops / 1e12,
             if best > 0.0 { flops / best } else { 0.0 },
@@ -212,7 +218,8 @@ fn print(r: &Row, best: f64, copy: f64, o: &Options) {
 }
 
 /// The forward pass, and each gradient: the time of both passes less that of the forward one.
-fn measure(case: &Case, dtype: DType, o: &Options) -> Result<Vec<Row>> {
+fn measure(case: &Case, numbers: Numbers, o: &Options) -> Result<Vec<Row>> {
+    let Numbers(dtype, _) = numbers;
     let inputs = |gradients: &[usize]| -> Result<Vec<Tensor>> {
         let tensor = |(i, shape): (usize, &Vec<usize>)| -> Result<Tensor> {
             let labels = case.kind == Kind::SoftmaxCrossEntropy && i == 1;
@@ -231,7 +238,7 @@ fn measure(case: &Case, dtype: DType, o: &Options) -> Result<Vec<Row>> {
     let forward = clock::time(&o.ctx, o.quick, work)?;
     let size = dtype.size() as f64;
     let (read, written) = (case.shapes.iter().map(|s| count(s)).sum::<usize>() as f64 * size, count(&y) as f64 * size);
-    let row = |pass, seconds, bytes| Row { name: case.name.clone(), pass, dtype, seconds, flops: case.flops(&y), bytes };
+    let row = |pass, seconds, bytes| Row { name: case.name.clone(), pass, numbers, seconds, flops: case.flops(&y), bytes };
     let mut rows = vec![row("forward", forward, read + written)];
     for &(pass, of) in case.gradients() {
         let x = inputs(of)?;
