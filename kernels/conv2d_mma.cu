@@ -8,9 +8,10 @@
 // y and dx may be written row-major, dw always is. Groups lie along grid.z. With narrow loads a group's channels need not fill 16
 // bytes. Narrow loads (WIDTH < 16) come with tiles of 64 x 64 only, sm_75 with f16 and two stages.
 // variants: scalar_t=bf16; EXACT=0; TILE_M=128; TILE_N=128,64; STAGES=2; WIDTH=16; PASS=0,1,2; arch=80
-// variants: scalar_t=bf16; EXACT=0; TILE_M=64; TILE_N=64; STAGES=2; WIDTH=16,8,4,0; PASS=0,1,2; arch=80
+// variants: scalar_t=bf16; EXACT=0; TILE_M=64; TILE_N=64; STAGES=2; WIDTH=16; PASS=0,1,2; arch=80
+// variants: scalar_t=bf16; EXACT=0; TILE_M=64; TILE_N=64; STAGES=3; WIDTH=8,4,0; PASS=0,1,2; arch=80,90a
 // variants: scalar_t=bf16; EXACT=0; TILE_M=128; TILE_N=128,64; STAGES=3; WIDTH=16; PASS=0,1,2; arch=90a
-// variants: scalar_t=bf16; EXACT=0; TILE_M=64; TILE_N=64; STAGES=3; WIDTH=16,8,4,0; PASS=0,1,2; arch=90a
+// variants: scalar_t=bf16; EXACT=0; TILE_M=64; TILE_N=64; STAGES=3; WIDTH=16; PASS=0,1,2; arch=90a
 // variants: scalar_t=float; EXACT=0,1; TILE_M=128; TILE_N=128,64; STAGES=3; WIDTH=16; PASS=0,1,2; arch=80,90a
 // variants: scalar_t=float; EXACT=0,1; TILE_M=64; TILE_N=64; STAGES=3; WIDTH=16,8,4; PASS=0,1,2; arch=80,90a
 // variants: scalar_t=bf16; EXACT=0; TILE_M=128; TILE_N=128; STAGES=3; WIDTH=16; PASS=0,1,2; arch=86,89,100a,120

@@ -34,9 +34,12 @@
 // Shared memory is the larger of STAGES * STAGE_BYTES and TILE_BYTES, which the sums take in the end.
 #define STAGE_BYTES ((TILE_M + TILE_N) * 128)
 #define TILE_BYTES (TILE_M * (TILE_N + 8) * 4)
-// Blocks that shall fit on a multiprocessor: a limit to the registers of a thread. sm_75 has shared memory for few.
+// Blocks that shall fit on a multiprocessor: a limit to the registers of a thread. sm_75 has shared memory for few, and narrow loads
+// take many registers.
 #if __CUDA_ARCH__ < 800
 #define RESIDENT (TILE_M + TILE_N > 128 ? 1 : 2)
+#elif WIDTH < 16
+#define RESIDENT 2
 #else
 #define RESIDENT ((TILE_M + TILE_N > 192 ? 2 : TILE_M + TILE_N > 128 ? 3 : 4) - (sizeof(scalar_t) == 4))
 #endif

@@ -140,7 +140,7 @@ fn choose(chip: Chip, dtype: DType, precision: Precision, work: Work) -> Option<
         }
         let room = |blocks: usize| chip.shared() / blocks - if chip.capability < 80 { 0 } else { 1 << 10 };
         let stages = |blocks: usize| if chip.capability < 80 { 2 } else { (room(blocks) / ((tile_m + tile_n) * ROW)).min(3) };
-        let limit = resident[usize::from(size == 4)];
+        let limit = if width < 16 { 2 } else { resident[usize::from(size == 4)] };
         let fits = |&blocks: &usize| stages(blocks) >= 2 && shared([tile_m, tile_n], stages(blocks)) <= room(blocks);
         let Some(resident) = (1..=limit).rev().find(fits) else { continue };
         let tiles = m.div_ceil(tile_m).saturating_mul(n.div_ceil(tile_n)).saturating_mul(batch);
