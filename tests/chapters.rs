@@ -127,16 +127,17 @@ fn without_times(line: &str) -> &str {
 fn same_figures(chapter: &str, cpu: &str, gpu: &str) {
     let (a, b): (Vec<&str>, Vec<&str>) = (cpu.lines().collect(), gpu.lines().collect());
     assert_eq!(a.len(), b.len(), "{chapter}: other lines\n{cpu}\n---\n{gpu}");
+    // Batch-norm over a handful of values multiplies a rounding within a step (tests/training.rs measures it).
+    let slack = if ["resnet", "densenet"].contains(&chapter) { 3e-2 } else { 2e-3 };
     for (a, b) in a.iter().zip(&b) {
         let (x, y) = (pieces(without_times(a)), pieces(without_times(b)));
-        let close = |p: &Piece, q: &Piece| match (p, q) {
-            (Piece::Number(v, step), Piece::Number(w, _)) => (v - w).abs() <= 1.01 * step + 2e-3 * v.abs().max(w.abs()),
-            _ => p == q,
+        let close = |i: usize| match (&x[i], &y[i]) {
+            // A few of the hundreds of images may fall on the other side.
+            (Piece::Number(v, _), Piece::Number(w, _)) if i > 0 && x[i - 1] == Piece::Word("acc".into()) => (v - w).abs() <= 0.02,
+            (Piece::Number(v, step), Piece::Number(w, _)) => (v - w).abs() <= 1.01 * step + slack * v.abs().max(w.abs()),
+            (p, q) => p == q,
         };
-        assert!(
-            x.len() == y.len() && x.iter().zip(&y).all(|(p, q)| close(p, q)),
-            "{chapter}: cpu(0) and gpu(0) differ:\n{a}\n{b}"
-        );
+        assert!(x.len() == y.len() && (0..x.len()).all(close), "{chapter}: cpu(0) and gpu(0) differ:\n{a}\n{b}");
     }
 }
 
@@ -145,6 +146,8 @@ fn the_comparison_sees_a_difference() {
     let same = |a: &str, b: &str| std::panic::catch_unwind(|| same_figures("", a, b)).is_ok();
     assert!(same("loss 0.1234, time 3.1 sec", "loss 0.1235, time 8 sec"));
     assert!(same("[[ 1. 2.e+20]", "[[1. 2.e+20]"));
+    assert!(same("test acc 0.512, loss 1", "test acc 0.520, loss 1"));
+    assert!(!same("test acc 0.512", "test acc 0.600"));
     assert!(!same("loss 0.1234", "loss 0.1250"));
     assert!(!same("acc 0.5", "acc nan"));
     assert!(!same("a 1", "b 1"));
