@@ -2,7 +2,7 @@
 
 use crate::{Array, Error, Result, Tensor};
 
-/// Dropout from scratch, in the book's four lines: X·[U > p] / (1 − p) with a fresh U from U\[0, 1) for each element.
+/// Dropout from scratch, in the book's four lines: X·\[U > p\] / (1 − p) with a fresh U from U\[0, 1) for each element.
 ///
 /// Its expectation is X, its variance X²·p / (1 − p). It drops whenever it is called; the caller asks
 /// [`crate::autograd::is_training`] first. [`crate::nn::Dropout`] and [`Tensor::dropout`] ask themselves, and do it in one
