@@ -22,7 +22,7 @@ fn main() -> std::process::ExitCode {
 }
 
 fn chapter(page: &Page) -> Result<()> {
-    let steps = if page.quick { 1000 } else { 3000 };
+    let steps = if page.quick { 300 } else { 3000 };
     // A wave with more bends than one tanh has.
     let x = Tensor::arange(-1.0, 1.0, 0.02, &page.ctx)?.reshape(&[-1, 1])?;
     let y = Tensor::from_vec(x.to_vec()?.iter().map(|v| (4.0 * v).sin()).collect(), &x.shape(), &page.ctx)?;
