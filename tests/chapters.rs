@@ -12,12 +12,12 @@ use std::{
 use hadal::Context;
 use serde_json::Value;
 
+#[path = "../examples/results/book.rs"]
+mod book;
 #[path = "common/mod.rs"]
 mod common;
-#[path = "../examples/results/page.rs"]
-mod page;
 
-use page::{list, text};
+use book::{list, text};
 
 /// A test for each chapter, so that they run side by side and fail by name.
 macro_rules! chapters {
@@ -35,14 +35,14 @@ chapters! {
     lenet alexnet vgg nin googlenet resnet densenet
 }
 
-fn book() -> Value {
-    serde_json::from_str(page::BOOK).expect("docs/book.json")
+fn said() -> Value {
+    serde_json::from_str(book::BOOK).expect("docs/book.json")
 }
 
 /// A chapter's quick run on every context.
 fn check(chapter: &str) {
     let on_cpu = run(chapter, &hadal::cpu());
-    for item in list(&book(), "items").iter().filter(|i| text(i, "chapter") == chapter) {
+    for item in list(&said(), "items").iter().filter(|i| text(i, "chapter") == chapter) {
         for line in list(item, "prints").iter().filter_map(Value::as_str) {
             assert!(on_cpu.contains(line), "{chapter} does not print {line:?}:\n{on_cpu}");
         }
@@ -54,7 +54,8 @@ fn check(chapter: &str) {
 
 /// What the chapter prints. A failure of its own fails the test with its message.
 fn run(chapter: &str, ctx: &Context) -> String {
-    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{chapter}-{}", if ctx.is_gpu() { "gpu" } else { "cpu" }));
+    let device = if ctx.is_gpu() { "gpu" } else { "cpu" };
+    let out = std::env::temp_dir().join(format!("hadal-chapters-{}", std::process::id())).join(format!("{chapter}-{device}"));
     fs::create_dir_all(&out).unwrap();
     let program = programs().join(chapter);
     let run = Command::new(&program)
@@ -71,10 +72,13 @@ fn run(chapter: &str, ctx: &Context) -> String {
         let picture = fs::read_to_string(path).unwrap_or_else(|e| panic!("{path}: {e}"));
         assert!(picture.contains("<svg") && picture.trim_end().ends_with("</svg>"), "{path} is no picture");
     }
+    fs::remove_dir_all(&out).unwrap();
+    // The last one takes the folder of all away.
+    let _ = fs::remove_dir(out.parent().unwrap());
     text.replace(&out.display().to_string(), "").replace(&ctx.to_string(), "cpu(0)")
 }
 
-/// The folder of the examples' programs, built from the present sources when cargo runs the tests; else as they came along.
+/// The folder of the examples' programs, built from the present sources when cargo runs the tests; in a bundle as they came along.
 fn programs() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
@@ -142,6 +146,12 @@ fn same_figures(chapter: &str, cpu: &str, gpu: &str) {
 }
 
 #[test]
+fn the_chapters_are_those_of_the_page() {
+    let set = |names: &[&str]| names.iter().map(|n| n.to_string()).collect::<BTreeSet<_>>();
+    assert_eq!(set(CHAPTERS), set(&book::chapters(&said())));
+}
+
+#[test]
 fn the_comparison_sees_a_difference() {
     let same = |a: &str, b: &str| std::panic::catch_unwind(|| same_figures("", a, b)).is_ok();
     assert!(same("loss 0.1234, time 3.1 sec", "loss 0.1235, time 8 sec"));
@@ -152,73 +162,4 @@ fn the_comparison_sees_a_difference() {
     assert!(!same("acc 0.5", "acc nan"));
     assert!(!same("a 1", "b 1"));
     assert!(!same("a\nb", "a"));
-}
-
-/// The names of the files that have a chapter in them.
-fn chapters_in_sources() -> BTreeSet<String> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
-    let files = fs::read_dir(folder).unwrap().map(|f| f.unwrap().path()).filter(|p| p.extension().is_some_and(|e| e == "rs"));
-    files
-        .filter(|p| fs::read_to_string(p).unwrap().contains("mod book;"))
-        .map(|p| p.file_stem().unwrap().to_string_lossy().into_owned())
-        .collect()
-}
-
-#[test]
-fn every_chapter_is_tested_and_has_its_place_on_the_page() {
-    let set = |names: &[&str]| names.iter().map(|n| n.to_string()).collect::<BTreeSet<_>>();
-    assert_eq!(set(CHAPTERS), chapters_in_sources());
-    let book = book();
-    assert_eq!(set(&page::chapters(&book)), chapters_in_sources());
-    for item in list(&book, "items") {
-        let shown = list(item, "prints").len() + list(item, "tests").len();
-        assert!(shown > 0, "nothing shows {:?}", text(item, "item"));
-    }
-}
-
-#[test]
-fn the_tests_that_the_page_names_exist() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for test in list(&book(), "items").iter().flat_map(|i| list(i, "tests")).filter_map(Value::as_str) {
-        let (file, name) = test.split_once("::").unwrap_or((test, ""));
-        let source = fs::read_to_string(root.join(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
-        assert!(source.contains(&format!("fn {name}(")), "{file} has no test {name}");
-    }
-}
-
-fn docs() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("docs")
-}
-
-fn records() -> Vec<Value> {
-    page::parse_records(&fs::read_to_string(docs().join("results.jsonl")).unwrap()).unwrap()
-}
-
-/// Other engines end with a loss of .346-.354, a training accuracy of .871-.873 and a best test accuracy of .853-.866.
-#[test]
-fn the_recorded_dropout_runs_end_where_other_engines_do() {
-    let records = records();
-    for row in ["scratch", "concise"] {
-        let of = |name: &str, epoch: Option<u64>| -> Vec<(u64, f64)> {
-            let dropout =
-                records.iter().filter(|r| text(r, "chapter") == "dropout" && text(r, "row") == row && r["quick"] == false);
-            let named = dropout.filter(|r| text(r, "name") == name && epoch.is_none_or(|e| r["epoch"] == e));
-            named.map(|r| (r["seed"].as_u64().unwrap(), r["value"].as_f64().unwrap())).collect()
-        };
-        let (losses, accuracies, tests) = (of("loss", Some(10)), of("train acc", Some(10)), of("test acc", None));
-        assert!(losses.len() >= 3 && accuracies.len() >= 3, "{row}: {losses:?}");
-        assert!(losses.iter().all(|(_, l)| (0.335..=0.365).contains(l)), "{row}: {losses:?}");
-        assert!(accuracies.iter().all(|(_, a)| (0.865..=0.880).contains(a)), "{row}: {accuracies:?}");
-        for (seed, _) in losses {
-            let best = tests.iter().filter(|t| t.0 == seed).map(|t| t.1).fold(0.0, f64::max);
-            assert!(best >= 0.855, "{row}, seed {seed}: {best}");
-        }
-    }
-}
-
-#[test]
-fn the_page_is_what_the_records_say() {
-    let (docs, records) = (docs(), records());
-    let stored = fs::read_to_string(docs.join("results.md")).unwrap();
-    assert!(stored == page::render(&book(), &records), "make it again: cargo run --release --example results -- --render");
 }

@@ -7,6 +7,7 @@
 //! With a GPU all tables are run there, else those that a CPU finishes in minutes (`--context cpu` and `--all` choose otherwise).
 //! Runs that docs/results.jsonl already has of the same chapter on the same device are replaced.
 
+mod book;
 mod page;
 
 use std::{
@@ -15,8 +16,8 @@ use std::{
     process::{Command, ExitCode},
 };
 
+use book::{chapters, list, text};
 use clap::Parser;
-use page::{chapters, list, text};
 use serde_json::Value;
 
 #[derive(Parser)]
@@ -54,14 +55,14 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<(), Failure> {
-    let book: Value = serde_json::from_str(page::BOOK)?;
+    let said: Value = serde_json::from_str(book::BOOK)?;
     let file = options.docs.join("results.jsonl");
     if !options.render {
         let ctx: hadal::Context = options.context.parse()?;
         let (context, device) = (ctx.to_string(), ctx.device_name()?);
         let folder = programs()?;
-        for chapter in chapters(&book) {
-            let tables: Vec<&Value> = list(&book, "tables").iter().filter(|t| text(t, "chapter") == chapter).collect();
+        for chapter in chapters(&said) {
+            let tables: Vec<&Value> = list(&said, "tables").iter().filter(|t| text(t, "chapter") == chapter).collect();
             let wanted = if options.only.is_empty() { !tables.is_empty() } else { options.only.iter().any(|o| o == chapter) };
             let too_long = !ctx.is_gpu() && !options.all && options.only.is_empty() && tables.iter().all(|t| t["gpu"] == true);
             if !wanted || too_long {
@@ -92,7 +93,7 @@ fn run(options: &Options) -> Result<(), Failure> {
     }
     let records = page::parse_records(&read(&file)?)?;
     let page = options.docs.join("results.md");
-    replace(&page, &page::render(&book, &records))?;
+    replace(&page, &page::render(&said, &records))?;
     println!("{}", page.display());
     Ok(())
 }
