@@ -18,12 +18,13 @@ mod adam;
 mod clip;
 mod sgd;
 mod state;
+mod together;
 
 pub use adam::Adam;
 pub use clip::{clip_global_norm, clip_grad_norm};
 pub use sgd::Sgd;
 
-use crate::{Array, DType, Error, Result};
+use crate::{Array, DType, Error, Result, cuda::Define};
 use state::State;
 
 /// Whose formulas; the results differ.
@@ -53,6 +54,19 @@ impl Default for Step {
     }
 }
 
+/// One parameter's part of [`Optimizer::update_all`].
+#[derive(Debug)]
+pub struct Update<'a> {
+    /// The parameter's index, under which its state is kept.
+    pub index: usize,
+    /// The parameter.
+    pub w: &'a mut Array,
+    /// Its gradient.
+    pub grad: &'a Array,
+    /// This step's factors for it.
+    pub step: Step,
+}
+
 /// A rule that updates parameters, each under an index of its own.
 pub trait Optimizer: Send {
     /// Updates parameter `index`, in place, from its gradient.
@@ -60,6 +74,16 @@ pub trait Optimizer: Send {
     /// # Errors
     /// [`Error::Shape`] or [`Error::DType`] when parameter, gradient and state do not fit together.
     fn update(&mut self, index: usize, w: &mut Array, grad: &Array, step: &Step) -> Result<()>;
+
+    /// Updates many parameters, of different indices, to the same bits as [`Optimizer::update`] one by one, which is what it
+    /// does unless the optimizer has a faster way. [`Sgd`] and [`Adam`] need one launch for all parameters of a GPU and dtype;
+    /// captured in a [`Graph`](crate::cuda::Graph) they follow the learning rate, and count their updates, at each replay.
+    ///
+    /// # Errors
+    /// As for [`Optimizer::update`]; [`Error::Invalid`] for an index that comes twice.
+    fn update_all(&mut self, updates: &mut [Update]) -> Result<()> {
+        updates.iter_mut().try_for_each(|u| self.update(u.index, u.w, u.grad, &u.step))
+    }
 
     /// The learning rate.
     fn learning_rate(&self) -> f64;
@@ -121,4 +145,9 @@ fn check(op: &'static str, w: &Array, grad: &Array) -> Result<()> {
 /// The dtype of states.
 fn wide(dtype: DType) -> DType {
     if dtype == DType::F64 { DType::F64 } else { DType::F32 }
+}
+
+/// What `optim.cu` is compiled with for parameters of this dtype.
+fn defines(dtype: DType) -> [(&'static str, Define); 2] {
+    [("scalar_t", dtype.into()), ("norm_t", wide(dtype).into())]
 }
