@@ -1,9 +1,10 @@
-// Batch normalization over (N, C, inner): y = γ (x - μ) / sqrt(σ² + ε) + β, one mean and variance per channel.
+// Batch normalization over (N, C, inner): y = γ (x - μ) / sqrt(σ² + ε) + β, one mean and variance per channel; or ReLU of that, or
+// of that plus a residual r, whose backward pass takes dy behind the mask y > 0.
 // `Plane` describes both memory orders: row-major has the channel's elements in N runs of `inner`, channels-last every C-th.
 // Statistics are taken in two passes over chunks that stay in the cache and merged by Chan's formula, always in the same order.
 // variants: scalar_t=float,f16,bf16; param_t=float,f16,bf16; stat_t=float,f16,bf16
 // variants: scalar_t=double; param_t=double; stat_t=double
-#include "common.cuh"
+#include "pack.cuh"
 
 __device__ __forceinline__ float sqrt_(float x) { return sqrtf(x); }
 __device__ __forceinline__ double sqrt_(double x) { return sqrt(x); }
@@ -89,49 +90,203 @@ extern "C" __global__ void chunk_moments(acc_t* __restrict__ partial, const scal
   }
 }
 
-// mean, var (C): chunks a and b merge to mean a + δ n_b / n, squares M_a + M_b + δ² n_a n_b / n with δ = mean b - mean a (Chan et al. 1983).
-extern "C" __global__ void merge_moments(acc_t* __restrict__ mean, acc_t* __restrict__ var, const acc_t* __restrict__ partial, Plane p) {
-  GRID_STRIDE(c, p.channels) {
-    acc_t n = 0, m = 0, squares = 0;
-    for (i64 s = 0; s < p.splits; ++s) {
-      i64 stop = (s + 1) * p.chunk < p.count ? (s + 1) * p.chunk : p.count;
-      acc_t n_b = (acc_t)(stop - s * p.chunk), delta = partial[s * 2 * p.channels + c] - m;
-      acc_t share = n_b / (n + n_b);
-      squares += partial[(s * 2 + 1) * p.channels + c] + delta * delta * n * share;
-      m += delta * share;
-      n += n_b;
+// The same for channels-last memory whose channels come in whole packs: a block has 8 neighbouring packs of channels, 32 threads each.
+struct Columns {
+  i64 channel, at, end;  // the thread's first channel; its first pixel, and the chunk's end
+  i64 split, count;
+};
+
+__device__ __forceinline__ Columns columns(const Plane& p) {
+  i64 groups = (p.channels + 8 * PACK - 1) / (8 * PACK);
+  Columns c;
+  c.split = (i64)blockIdx.x / groups;
+  c.channel = ((i64)blockIdx.x % groups * 8 + (threadIdx.x & 7)) * PACK;
+  i64 start = c.split * p.chunk;
+  c.end = start + p.chunk < p.count ? start + p.chunk : p.count;
+  c.count = c.end - start;
+  c.at = c.channel < p.channels ? start + (threadIdx.x >> 3) : c.end;
+  return c;
+}
+
+// Sums over the 32 threads of each channel, in each of them; `scratch` holds 64 packs.
+__device__ __forceinline__ void column_sums(acc_t (&v)[PACK], acc_t* scratch) {
+  __syncthreads();
+#pragma unroll
+  for (int k = 0; k < PACK; ++k) {
+    v[k] += __shfl_xor_sync(0xffffffffu, v[k], 8);
+    v[k] += __shfl_xor_sync(0xffffffffu, v[k], 16);
+    if ((threadIdx.x & 31) < 8) scratch[((threadIdx.x >> 5) * PACK + k) * 8 + (threadIdx.x & 7)] = v[k];
+  }
+  __syncthreads();
+#pragma unroll
+  for (int k = 0; k < PACK; ++k) {
+    v[k] = 0;
+    for (int warp = 0; warp < 8; ++warp) v[k] += scratch[(warp * PACK + k) * 8 + (threadIdx.x & 7)];
+  }
+}
+
+__device__ __forceinline__ void put_columns(acc_t* partial, const Columns& c, const Plane& p, int which, const acc_t (&v)[PACK]) {
+  if (threadIdx.x >= 8 || c.channel >= p.channels) return;
+  for (int k = 0; k < PACK; ++k) partial[(c.split * 2 + which) * p.channels + c.channel + k] = v[k];
+}
+
+extern "C" __global__ void column_moments(acc_t* __restrict__ partial, const scalar_t* __restrict__ x, Plane p) {
+  __shared__ acc_t scratch[64 * PACK];
+  Columns c = columns(p);
+  acc_t n = (acc_t)c.count, mean[PACK] = {}, d1[PACK] = {}, d2[PACK] = {}, v[PACK];
+  for (i64 i = c.at; i < c.end; i += 32) {
+    load_pack(v, x + i * p.channels + c.channel);
+#pragma unroll
+    for (int k = 0; k < PACK; ++k) mean[k] += v[k];
+  }
+  column_sums(mean, scratch);
+#pragma unroll
+  for (int k = 0; k < PACK; ++k) mean[k] /= n;
+  for (i64 i = c.at; i < c.end; i += 32) {
+    load_pack(v, x + i * p.channels + c.channel);
+#pragma unroll
+    for (int k = 0; k < PACK; ++k) {
+      acc_t d = v[k] - mean[k];
+      d1[k] += d;
+      d2[k] += d * d;
     }
-    mean[c] = m;
-    var[c] = squares / n;
+  }
+  column_sums(d1, scratch);
+  column_sums(d2, scratch);
+#pragma unroll
+  for (int k = 0; k < PACK; ++k) {
+    acc_t off = d1[k] / n, squares = d2[k] - n * off * off;
+    mean[k] += off;
+    d2[k] = squares > 0 || squares != squares ? squares : (acc_t)0;
+  }
+  put_columns(partial, c, p, 0, mean);
+  put_columns(partial, c, p, 1, d2);
+}
+
+// Chunks a and b merge to mean a + δ n_b / n, squares M_a + M_b + δ² n_a n_b / n with δ = mean b - mean a (Chan et al. 1983).
+struct Moments {
+  acc_t n, mean, squares;
+};
+
+__device__ __forceinline__ void merge(Moments& a, const Moments& b) {
+  if (b.n == 0) return;
+  acc_t n = a.n + b.n, delta = b.mean - a.mean, share = b.n / n;
+  a.squares += b.squares + delta * delta * a.n * share;
+  a.mean += delta * share;
+  a.n = n;
+}
+
+// mean, var (C): a block has 32 channels, 8 threads each, which take every 8th chunk; then the first one merges the eight.
+extern "C" __global__ void merge_moments(acc_t* __restrict__ mean, acc_t* __restrict__ var, const acc_t* __restrict__ partial, Plane p) {
+  __shared__ acc_t scratch[3][256];
+  i64 c = (i64)blockIdx.x * 32 + (threadIdx.x & 31);
+  Moments all = {0, 0, 0};
+  for (i64 s = threadIdx.x >> 5; s < p.splits && c < p.channels; s += 8) {
+    i64 stop = (s + 1) * p.chunk < p.count ? (s + 1) * p.chunk : p.count;
+    merge(all, {(acc_t)(stop - s * p.chunk), partial[s * 2 * p.channels + c], partial[(s * 2 + 1) * p.channels + c]});
+  }
+  scratch[0][threadIdx.x] = all.n;
+  scratch[1][threadIdx.x] = all.mean;
+  scratch[2][threadIdx.x] = all.squares;
+  __syncthreads();
+  if (threadIdx.x >= 32 || c >= p.channels) return;
+  for (int k = threadIdx.x + 32; k < 256; k += 32) merge(all, {scratch[0][k], scratch[1][k], scratch[2][k]});
+  mean[c] = all.mean;
+  var[c] = all.squares / all.n;
+}
+
+// Where the element at memory offset i is: its channel, and its place in the channel's run. Offsets below 2^31 are divided in 32 bits.
+struct Spot {
+  i64 channel, position;
+};
+
+__device__ __forceinline__ Spot spot(i64 i, const Plane& p, i64 n) {
+  if (n <= 0x7fffffff) {
+    unsigned run = (unsigned)i / (unsigned)p.inner;
+    return {(i64)(run % (unsigned)p.channels), (i64)((unsigned)i - run * (unsigned)p.inner)};
+  }
+  return {i / p.inner % p.channels, i % p.inner};
+}
+
+// Calls read(k, channel) for the elements k of the pack at offset i, unless their channels are those of `before`, the pack that
+// the thread had last (-1 for none). Where packs are in step with the channels, each thread meets one set of them only.
+template <class F> __device__ __forceinline__ void channels_of(i64 i, const Plane& p, i64 n, i64& before, F read) {
+  Spot s = spot(i, p, n);
+  bool one = s.position + PACK <= p.inner;
+  i64 known = one || p.inner == 1 ? s.channel : -1;
+  if (known >= 0 && known == before) return;
+  before = known;
+#pragma unroll
+  for (int k = 0; k < PACK; ++k) {
+    read(k, s.channel);
+    if (++s.position == p.inner) {
+      s.position = 0;
+      if (++s.channel == p.channels) s.channel = 0;
+    }
   }
 }
 
-// Memory offsets of up to 2^31 elements are divided in 32 bits.
-__device__ __forceinline__ i64 channel_of(i64 i, const Plane& p, bool small) {
-  if (small) return (i64)((unsigned)i / (unsigned)p.inner % (unsigned)p.channels);
-  return i / p.inner % p.channels;
-}
+// y = (x - μ) scale + β, then + r where there is one, then ReLU (NaN stays NaN) where asked for
+__device__ __forceinline__ acc_t normal(acc_t x, acc_t mu, acc_t scale, acc_t beta) { return (x - mu) * scale + beta; }
+__device__ __forceinline__ acc_t relu_if(acc_t y, int relu) { return relu && y < 0 ? (acc_t)0 : y; }
 
-// y = (x - μ) γ / sqrt(σ² + ε) + β
-extern "C" __global__ void normalize(scalar_t* __restrict__ y, const scalar_t* __restrict__ x, const param_t* __restrict__ gamma,
-                                     const param_t* __restrict__ beta, const stat_t* __restrict__ mean,
-                                     const stat_t* __restrict__ var, double eps, Plane p, i64 n) {
-  bool small = n <= 0x7fffffff;
-  GRID_STRIDE(i, n) {
-    i64 c = channel_of(i, p, small);
-    acc_t scale = (acc_t)load(gamma + c) / sqrt_((acc_t)load(var + c) + (acc_t)eps);
-    store(y + i, (acc_t)((load(x + i) - (acc_t)load(mean + c)) * scale + (acc_t)load(beta + c)));
+// y = γ (x - μ) / sqrt(σ² + ε) + β (+ r) (ReLU); r may be null
+extern "C" __global__ void normalize(scalar_t* __restrict__ y, const scalar_t* __restrict__ x, const scalar_t* __restrict__ r,
+                                     const param_t* __restrict__ gamma, const param_t* __restrict__ beta,
+                                     const stat_t* __restrict__ mean, const stat_t* __restrict__ var, double eps, int relu, Plane p,
+                                     i64 n) {
+  i64 packs = n / PACK, before = -1;
+  acc_t mu[PACK], scale[PACK], shift[PACK];
+  auto read = [&](int k, i64 c) {
+    mu[k] = (acc_t)load(mean + c);
+    scale[k] = (acc_t)load(gamma + c) / sqrt_((acc_t)load(var + c) + (acc_t)eps);
+    shift[k] = (acc_t)load(beta + c);
+  };
+  GRID_STRIDE(pack, packs) {
+    i64 i = pack * PACK;
+    acc_t v[PACK], add[PACK];
+    load_pack(v, x + i);
+    if (r) load_pack(add, r + i);
+    channels_of(i, p, n, before, read);
+#pragma unroll
+    for (int k = 0; k < PACK; ++k) {
+      v[k] = normal(v[k], mu[k], scale[k], shift[k]);
+      v[k] = relu_if(r ? v[k] + add[k] : v[k], relu);
+    }
+    store_pack(y + i, v);
+  }
+  GRID_STRIDE(rest, n - packs * PACK) {
+    i64 i = packs * PACK + rest;
+    read(0, spot(i, p, n).channel);
+    acc_t v = normal(load(x + i), mu[0], scale[0], shift[0]);
+    store(y + i, relu_if(r ? v + load(r + i) : v, relu));
   }
 }
 
-// partial (splits, 2, C): sums of dy and of dy (x - μ) over each chunk.
+// dy behind ReLU's mask: 0 where the output y was not positive; y is null without ReLU.
+__device__ __forceinline__ acc_t masked(const scalar_t* dy, const scalar_t* y, i64 i) {
+  return y && !(load(y + i) > 0) ? (acc_t)0 : (acc_t)load(dy + i);
+}
+
+__device__ __forceinline__ void masked_pack(acc_t (&g)[PACK], const scalar_t* dy, const scalar_t* y, i64 i) {
+  load_pack(g, dy + i);
+  if (y) {
+    acc_t out[PACK];
+    load_pack(out, y + i);
+#pragma unroll
+    for (int k = 0; k < PACK; ++k) g[k] = out[k] > 0 ? g[k] : (acc_t)0;
+  }
+}
+
+// partial (splits, 2, C): sums of g and of g (x - μ) over each chunk, g = dy behind the mask of y, which may be null.
 extern "C" __global__ void chunk_products(acc_t* __restrict__ partial, const scalar_t* __restrict__ x,
-                                          const scalar_t* __restrict__ dy, const stat_t* __restrict__ mean, Plane p) {
+                                          const scalar_t* __restrict__ dy, const scalar_t* __restrict__ y,
+                                          const stat_t* __restrict__ mean, Plane p) {
   __shared__ acc_t scratch[256];
   Walk w = walk(p);
   acc_t mu = w.channel < p.channels ? (acc_t)load(mean + w.channel) : (acc_t)0, s1 = 0, s2 = 0;
   for (Walk i = w; inside(i); advance(i, p)) {
-    acc_t g = load(dy + place(i, p));
+    acc_t g = masked(dy, y, place(i, p));
     s1 += g;
     s2 += g * (load(x + place(i, p)) - mu);
   }
@@ -143,6 +298,29 @@ extern "C" __global__ void chunk_products(acc_t* __restrict__ partial, const sca
   }
 }
 
+extern "C" __global__ void column_products(acc_t* __restrict__ partial, const scalar_t* __restrict__ x,
+                                           const scalar_t* __restrict__ dy, const scalar_t* __restrict__ y,
+                                           const stat_t* __restrict__ mean, Plane p) {
+  __shared__ acc_t scratch[64 * PACK];
+  Columns c = columns(p);
+  acc_t mu[PACK], s1[PACK] = {}, s2[PACK] = {}, v[PACK], g[PACK];
+#pragma unroll
+  for (int k = 0; k < PACK; ++k) mu[k] = c.channel < p.channels ? (acc_t)load(mean + c.channel + k) : (acc_t)0;
+  for (i64 i = c.at; i < c.end; i += 32) {
+    load_pack(v, x + i * p.channels + c.channel);
+    masked_pack(g, dy, y, i * p.channels + c.channel);
+#pragma unroll
+    for (int k = 0; k < PACK; ++k) {
+      s1[k] += g[k];
+      s2[k] += g[k] * (v[k] - mu[k]);
+    }
+  }
+  column_sums(s1, scratch);
+  column_sums(s2, scratch);
+  put_columns(partial, c, p, 0, s1);
+  put_columns(partial, c, p, 1, s2);
+}
+
 // From S1 = sum dy and S2 = sum dy (x - μ): dβ = S1, dγ = S2 / sqrt(σ² + ε), and the coefficients (3, C) of
 // dx = a dy + b (x - μ) + c. In training a = γ/σ, b = -a S2 / (m σ²) + 2 dvar / m, c = -a S1 / m + dmean / m (σ² with ε);
 // with given statistics b = c = 0, and dmean = -a S1, dvar = -a S2 / (2 σ²) are results.
@@ -150,36 +328,65 @@ extern "C" __global__ void merge_products(acc_t* __restrict__ coefficients, para
                                           stat_t* __restrict__ dmean, stat_t* __restrict__ dvar, const acc_t* __restrict__ partial,
                                           const param_t* __restrict__ gamma, const stat_t* __restrict__ var, double eps,
                                           int training, Plane p) {
-  GRID_STRIDE(c, p.channels) {
-    acc_t s1 = 0, s2 = 0, m = (acc_t)p.count;
-    for (i64 s = 0; s < p.splits; ++s) {
-      s1 += partial[s * 2 * p.channels + c];
-      s2 += partial[(s * 2 + 1) * p.channels + c];
-    }
-    acc_t total = (acc_t)load(var + c) + (acc_t)eps, inv = 1 / sqrt_(total), a = (acc_t)load(gamma + c) * inv;
-    store(dbeta + c, s1);
-    store(dgamma + c, (acc_t)(s2 * inv));
-    coefficients[c] = a;
-    if (training) {
-      coefficients[p.channels + c] = (2 * (acc_t)load(dvar + c) - a * s2 / total) / m;
-      coefficients[2 * p.channels + c] = ((acc_t)load(dmean + c) - a * s1) / m;
-    } else {
-      coefficients[p.channels + c] = 0;
-      coefficients[2 * p.channels + c] = 0;
-      store(dmean + c, (acc_t)(-a * s1));
-      store(dvar + c, (acc_t)((acc_t)-0.5 * a * s2 / total));
-    }
+  __shared__ acc_t scratch[2][256];
+  i64 c = (i64)blockIdx.x * 32 + (threadIdx.x & 31);
+  acc_t s1 = 0, s2 = 0, m = (acc_t)p.count;
+  for (i64 s = threadIdx.x >> 5; s < p.splits && c < p.channels; s += 8) {
+    s1 += partial[s * 2 * p.channels + c];
+    s2 += partial[(s * 2 + 1) * p.channels + c];
+  }
+  scratch[0][threadIdx.x] = s1;
+  scratch[1][threadIdx.x] = s2;
+  __syncthreads();
+  if (threadIdx.x >= 32 || c >= p.channels) return;
+  for (int k = threadIdx.x + 32; k < 256; k += 32) {
+    s1 += scratch[0][k];
+    s2 += scratch[1][k];
+  }
+  acc_t total = (acc_t)load(var + c) + (acc_t)eps, inv = 1 / sqrt_(total), a = (acc_t)load(gamma + c) * inv;
+  store(dbeta + c, s1);
+  store(dgamma + c, (acc_t)(s2 * inv));
+  coefficients[c] = a;
+  if (training) {
+    coefficients[p.channels + c] = (2 * (acc_t)load(dvar + c) - a * s2 / total) / m;
+    coefficients[2 * p.channels + c] = ((acc_t)load(dmean + c) - a * s1) / m;
+  } else {
+    coefficients[p.channels + c] = 0;
+    coefficients[2 * p.channels + c] = 0;
+    store(dmean + c, (acc_t)(-a * s1));
+    store(dvar + c, (acc_t)((acc_t)-0.5 * a * s2 / total));
   }
 }
 
-// dx = a dy + b (x - μ) + c
-extern "C" __global__ void combine(scalar_t* __restrict__ dx, const scalar_t* __restrict__ x, const scalar_t* __restrict__ dy,
-                                   const stat_t* __restrict__ mean, const acc_t* __restrict__ coefficients, Plane p, i64 n) {
-  bool small = n <= 0x7fffffff;
-  GRID_STRIDE(i, n) {
-    i64 c = channel_of(i, p, small);
-    acc_t a = coefficients[c], b = coefficients[p.channels + c], k = coefficients[2 * p.channels + c];
-    store(dx + i, (acc_t)(a * load(dy + i) + (b * (load(x + i) - (acc_t)load(mean + c)) + k)));
+// dx = a g + b (x - μ) + c and dr = g, for g = dy behind the mask of y; y and dr may be null
+extern "C" __global__ void combine(scalar_t* __restrict__ dx, scalar_t* __restrict__ dr, const scalar_t* __restrict__ x,
+                                   const scalar_t* __restrict__ dy, const scalar_t* __restrict__ y, const stat_t* __restrict__ mean,
+                                   const acc_t* __restrict__ coefficients, Plane p, i64 n) {
+  i64 packs = n / PACK, before = -1;
+  acc_t mu[PACK], a[PACK], b[PACK], c[PACK];
+  auto read = [&](int k, i64 channel) {
+    mu[k] = (acc_t)load(mean + channel);
+    a[k] = coefficients[channel];
+    b[k] = coefficients[p.channels + channel];
+    c[k] = coefficients[2 * p.channels + channel];
+  };
+  GRID_STRIDE(pack, packs) {
+    i64 i = pack * PACK;
+    acc_t v[PACK], g[PACK];
+    load_pack(v, x + i);
+    masked_pack(g, dy, y, i);
+    channels_of(i, p, n, before, read);
+#pragma unroll
+    for (int k = 0; k < PACK; ++k) v[k] = a[k] * g[k] + (b[k] * (v[k] - mu[k]) + c[k]);
+    store_pack(dx + i, v);
+    if (dr) store_pack(dr + i, g);
+  }
+  GRID_STRIDE(rest, n - packs * PACK) {
+    i64 i = packs * PACK + rest;
+    read(0, spot(i, p, n).channel);
+    acc_t g = masked(dy, y, i);
+    store(dx + i, (acc_t)(a[0] * g + (b[0] * (load(x + i) - mu[0]) + c[0])));
+    if (dr) store(dr + i, g);
   }
 }
 

@@ -37,6 +37,15 @@ pub struct Array {
     storage: Storage,
 }
 
+/// What an array was before a write in place.
+pub(crate) struct Kept {
+    place: Place,
+    shape: Vec<usize>,
+    dtype: DType,
+    layout: Layout,
+    context: Context,
+}
+
 impl Array {
     /// An array of `shape` with the elements of `data` in row-major order.
     ///
@@ -381,19 +390,31 @@ impl Array {
     /// # Errors
     /// Of `f`; [`Error::Graph`] when the memory is shared while a graph is captured.
     pub(crate) fn in_place(&mut self, f: impl FnOnce(&mut Array) -> Result<()>) -> Result<()> {
+        let before = self.place()?;
+        f(self)?;
+        self.keep_place(before)
+    }
+
+    /// What has to stay as it is when this is written in place: while capturing, the memory and what it holds.
+    pub(crate) fn place(&self) -> Result<Option<Kept>> {
         let place = match &self.storage {
             Storage::Cuda(b) if cuda::capture::active() => Place::of(b)?,
             _ => None,
         };
-        let Some(place) = place else { return f(self) };
-        let (shape, dtype, layout, ctx) = (self.shape.clone(), self.dtype, self.layout, self.context());
-        f(self)?;
-        if self.shape != shape || self.dtype != dtype || self.context() != ctx {
+        let kept =
+            |place| Kept { place, shape: self.shape.clone(), dtype: self.dtype, layout: self.layout, context: self.context() };
+        Ok(place.map(kept))
+    }
+
+    /// After the write: the values in the memory of before.
+    pub(crate) fn keep_place(&mut self, before: Option<Kept>) -> Result<()> {
+        let Some(before) = before else { return Ok(()) };
+        if self.shape != before.shape || self.dtype != before.dtype || self.context() != before.context {
             let reason = "inside Graph::capture an array cannot be replaced by one of another shape, dtype or device";
-            return Err(Error::Graph { context: ctx, reason: reason.into() });
+            return Err(Error::Graph { context: before.context, reason: reason.into() });
         }
-        let now = self.to_layout(layout)?;
-        if let Some(buffer) = place.keep(now.shared_buffer("in_place")?)? {
+        let now = self.to_layout(before.layout)?;
+        if let Some(buffer) = before.place.keep(now.shared_buffer("in_place")?)? {
             *self = Array { storage: Storage::Cuda(buffer), ..now };
         }
         Ok(())

@@ -8,6 +8,7 @@ use std::sync::{
 use crate::{
     Array, Context, DType, Element, Error, Layout, Result,
     autograd::{self, Edge, GradReq, Node},
+    cuda::capture,
 };
 
 /// An n-dimensional array that gradients can flow through; cheap to clone, clones are the same tensor.
@@ -116,6 +117,38 @@ impl Tensor {
             return Err(Error::Autograd("the result of a recorded operation cannot be changed in place".into()));
         }
         self.0.value.write().unwrap_or_else(PoisonError::into_inner).in_place(f)
+    }
+
+    /// [`Tensor::update`] of many tensors, all different, at once; `name` is what errors call the i-th one.
+    pub(crate) fn update_all(
+        tensors: &[Tensor],
+        name: impl Fn(usize) -> String,
+        f: impl FnOnce(&mut [&mut Array]) -> Result<()>,
+    ) -> Result<()> {
+        if tensors.iter().any(|t| t.0.origin.is_some()) {
+            return Err(Error::Autograd("the result of a recorded operation cannot be changed in place".into()));
+        }
+        // Locked in one order by all, so that two threads never wait for each other.
+        let mut order: Vec<usize> = (0..tensors.len()).collect();
+        order.sort_by_key(|&i| tensors[i].id());
+        let mut locked: Vec<_> =
+            order.iter().map(|&i| tensors[i].0.value.write().unwrap_or_else(PoisonError::into_inner)).collect();
+        let mut arrays: Vec<(usize, &mut Array)> = order.into_iter().zip(locked.iter_mut().map(|a| &mut **a)).collect();
+        arrays.sort_by_key(|&(i, _)| i);
+        let mut arrays: Vec<&mut Array> = arrays.into_iter().map(|(_, a)| a).collect();
+        let mut places = Vec::with_capacity(arrays.len());
+        for (i, a) in arrays.iter_mut().enumerate() {
+            places.push(capture::naming(
+                || name(i),
+                || {
+                    let place = a.place()?;
+                    // Notes the write under this name.
+                    if place.is_some() { a.make_unique().map(|()| place) } else { Ok(None) }
+                },
+            )?);
+        }
+        f(&mut arrays)?;
+        arrays.into_iter().zip(places).try_for_each(|(a, place)| a.keep_place(place))
     }
 
     /// Overwrites the values with `other`'s, from any device, in this tensor's own memory, where a [`crate::cuda::Graph`]

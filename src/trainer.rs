@@ -1,10 +1,11 @@
 //! [`Trainer`]: an optimizer applied to a net's parameters.
 
+use std::collections::BTreeSet;
+
 use crate::{
-    Error, Result,
-    cuda::capture,
+    Array, Error, Result, Tensor,
     nn::Parameter,
-    optim::{Optimizer, Step},
+    optim::{Optimizer, Step, Update},
 };
 
 /// Updates parameters from their gradients, as Gluon's `Trainer` does.
@@ -53,12 +54,28 @@ impl Trainer {
             let (lr_mult, wd_mult) = p.multipliers();
             updates.push((i, value, grad, Step { rescale: 1.0 / batch_size as f64, lr_mult, wd_mult }));
         }
-        for (i, value, grad, step) in updates {
-            let update = || value.update(|w| self.optimizer.update(i, w, &grad, &step));
-            capture::naming(|| format!("parameter {}", self.parameters[i].name()), update)?;
-            value.use_grad()?;
+        while !updates.is_empty() {
+            // All at once, but a parameter that is listed twice is updated twice.
+            let mut seen = BTreeSet::new();
+            let (round, later) = updates.into_iter().partition(|(_, value, ..)| seen.insert(value.id()));
+            self.update(round)?;
+            updates = later;
         }
         Ok(())
+    }
+
+    fn update(&mut self, updates: Vec<(usize, Tensor, Array, Step)>) -> Result<()> {
+        let (values, updates): (Vec<Tensor>, Vec<_>) =
+            updates.into_iter().map(|(i, value, grad, step)| (value, (i, grad, step))).unzip();
+        let name = |k: usize| format!("parameter {}", self.parameters[updates[k].0].name());
+        Tensor::update_all(&values, name, |arrays| {
+            let mut all = Vec::with_capacity(updates.len());
+            for ((index, grad, step), w) in updates.iter().zip(arrays) {
+                all.push(Update { index: *index, w, grad, step: *step });
+            }
+            self.optimizer.update_all(&mut all)
+        })?;
+        values.iter().try_for_each(Tensor::use_grad)
     }
 
     /// The learning rate.

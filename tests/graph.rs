@@ -33,12 +33,13 @@ fn values(net: &Sequential) -> Result<Vec<Vec<f32>>> {
     net.collect().iter().map(|(_, p): &(String, Parameter)| p.data()?.to_vec()).collect()
 }
 
-/// The bits that a run left: the losses of each step, the net's values, gradients, other random numbers, the random state.
-type Bits = (Vec<Vec<f32>>, Vec<Vec<f32>>, Vec<Vec<f32>>, Vec<Vec<f32>>, (u64, u64));
+/// The bits that a run left: the losses of each step, the net's values, gradients, the optimizer's state, other random
+/// numbers, the random state.
+type Bits = (Vec<Vec<f32>>, Vec<Vec<f32>>, Vec<Vec<f32>>, Vec<(String, Vec<f64>)>, Vec<Vec<f32>>, (u64, u64));
 
-/// Seven steps of a net with different batches; all but the first by a graph when `graph` is set. The net is a new one,
-/// since it draws its first values at its first forward pass.
-fn train(net: &Sequential, ctx: &Context, rule: impl Optimizer + 'static, graph: bool) -> Result<Bits> {
+/// Seven steps of a net with different batches, at a learning rate that changes; all but the first by a graph when `graph` is
+/// set. The net is a new one, since it draws its first values at its first forward pass.
+fn train(net: &Sequential, ctx: &Context, optimizer: impl Optimizer + 'static, graph: bool) -> Result<Bits> {
     const BATCH: usize = 32;
     random::seed(3);
     net.initialize(init::Xavier::new(), ctx)?;
@@ -46,17 +47,19 @@ fn train(net: &Sequential, ctx: &Context, rule: impl Optimizer + 'static, graph:
     let batches: Vec<(Tensor, Tensor)> =
         DataLoader::new(&set, BATCH, ctx)?.resize(14, 14)?.workers(0).epoch(0)?.collect::<Result<_>>()?;
     let loss = SoftmaxCrossEntropy::new();
-    let mut trainer = Trainer::new(net.parameters(), rule);
-    let mut step = |x: &Tensor, y: &Tensor| -> Result<Tensor> {
+    let rate = optimizer.learning_rate();
+    let mut trainer = Trainer::new(net.parameters(), optimizer);
+    let step = |trainer: &mut Trainer, x: &Tensor, y: &Tensor| -> Result<Tensor> {
         let l = autograd::record(|| loss.forward(&net.forward(x)?, y))?;
         l.backward()?;
         trainer.step(BATCH)?;
         Ok(l.detach())
     };
-    let (mut losses, mut noise) = (vec![step(&batches[0].0, &batches[0].1)?.to_vec()?], Vec::new());
+    let (mut losses, mut noise) = (vec![step(&mut trainer, &batches[0].0, &batches[0].1)?.to_vec()?], Vec::new());
     let (x, y) = (batches[0].0.copy()?, batches[0].1.copy()?);
-    let captured = if graph { Some(Graph::capture(ctx, || step(&x, &y))?) } else { None };
+    let captured = if graph { Some(Graph::capture(ctx, || step(&mut trainer, &x, &y))?) } else { None };
     for (i, (xi, yi)) in batches[1..].iter().enumerate() {
+        trainer.set_learning_rate(if i < 2 { rate } else { rate / i as f64 });
         losses.push(match &captured {
             Some((graph, l)) => {
                 x.copy_from(xi)?;
@@ -64,7 +67,7 @@ fn train(net: &Sequential, ctx: &Context, rule: impl Optimizer + 'static, graph:
                 graph.replay()?;
                 l.to_vec()?
             }
-            None => step(xi, yi)?.to_vec()?,
+            None => step(&mut trainer, xi, yi)?.to_vec()?,
         });
         // Draws of others between the steps, and a seed set anew.
         noise.push(Tensor::normal(0.0, 1.0, &[5], ctx)?.to_vec()?);
@@ -73,7 +76,8 @@ fn train(net: &Sequential, ctx: &Context, rule: impl Optimizer + 'static, graph:
         }
     }
     let grads = net.parameters().iter().map(|p| p.grad()?.to_vec()).collect::<Result<_>>()?;
-    Ok((losses, values(net)?, grads, noise, random::state()))
+    let states = trainer.optimizer().state()?.into_iter().map(|(name, a)| Ok((name, a.to_f64_vec()?))).collect::<Result<_>>()?;
+    Ok((losses, values(net)?, grads, states, noise, random::state()))
 }
 
 fn sgd() -> Sgd {
@@ -97,6 +101,59 @@ fn captured_steps_of_the_dropout_mlp_are_the_eager_ones_bit_for_bit() -> Result<
     assert_eq!(captured.0, eager.0, "losses");
     assert!(captured == eager, "values, gradients or random numbers differ");
     assert!(eager.0.windows(2).all(|w| w[0] != w[1]));
+    Ok(())
+}
+
+#[test]
+fn replays_follow_the_learning_rate_and_count_as_updates() -> Result<()> {
+    let Some((ctx, _alone)) = gpu() else { return Ok(()) };
+    let net = || Sequential::new().add(Flatten::new()).add(Dense::new(7)).add(BatchNorm::new()).add(Dense::new(10));
+    assert!(train(&net(), &ctx, Sgd::new(0.1), true)? == train(&net(), &ctx, Sgd::new(0.1), false)?, "SGD");
+    for make in [|| Adam::new(0.01), || Adam::adamw(0.01)] {
+        let (captured, eager) = (train(&net(), &ctx, make(), true)?, train(&net(), &ctx, make(), false)?);
+        assert_eq!(captured.3, eager.3);
+        assert!(captured == eager, "Adam");
+        assert!(eager.3.contains(&("0.t".to_owned(), vec![7.0])), "{:?}", eager.3);
+    }
+    Ok(())
+}
+
+#[test]
+fn eager_steps_between_replays_leave_the_graph_its_own_numbers() -> Result<()> {
+    let Some((ctx, _alone)) = gpu() else { return Ok(()) };
+    let run = |graph: bool| -> Result<Vec<Vec<f32>>> {
+        random::seed(8);
+        let (x, net) = (Tensor::ones(&[2, 3], &ctx)?, Sequential::new().add(Dense::new(5)).add(Dense::new(2)));
+        net.initialize(init::Xavier::new(), &ctx)?;
+        let mut trainer = Trainer::new(net.parameters(), Adam::new(0.1));
+        let step = |trainer: &mut Trainer, batch: usize| -> Result<()> {
+            autograd::record(|| net.forward(&x)?.square())?.backward()?;
+            trainer.step(batch)
+        };
+        step(&mut trainer, 1)?;
+        // Two steps in one graph, and another one for another batch size.
+        let twice = |trainer: &mut Trainer| step(trainer, 2).and_then(|()| step(trainer, 3));
+        let (two, one) = match graph {
+            true => {
+                (Some(Graph::capture(&ctx, || twice(&mut trainer))?.0), Some(Graph::capture(&ctx, || step(&mut trainer, 4))?.0))
+            }
+            false => (None, None),
+        };
+        for i in 0..4 {
+            match &two {
+                Some(two) => two.replay()?,
+                None => twice(&mut trainer)?,
+            }
+            step(&mut trainer, 5)?;
+            trainer.set_learning_rate(0.1 / f64::from(i + 2));
+            match &one {
+                Some(one) => one.replay()?,
+                None => step(&mut trainer, 4)?,
+            }
+        }
+        values(&net)
+    };
+    assert_eq!(run(true)?, run(false)?);
     Ok(())
 }
 
@@ -231,9 +288,8 @@ fn a_step_that_needs_a_first_one_is_refused() -> Result<()> {
     let e = net.parameters()[0].grad()?.to_vec().unwrap_err().to_string();
     assert!(e.contains("failed"), "{e}");
     assert_eq!(values(&net)?, before);
-    step(&mut adam)?;
     let e = Graph::capture(&ctx, || step(&mut adam)).unwrap_err().to_string();
-    assert!(e.contains("Adam"), "{e}");
+    assert!(e.contains("optimizer's state"), "{e}");
     step(&mut sgd)?;
     Graph::capture(&ctx, || step(&mut sgd))?.0.replay()
 }

@@ -1,7 +1,7 @@
 //! Layers, parameters, names, files.
 
 use hadal::{
-    Error, Result, Tensor, autograd, cpu, init, models,
+    DType, Error, Result, Tensor, autograd, check, cpu, init, models,
     models::Residual,
     nn::{self, Block, Forward},
 };
@@ -156,6 +156,32 @@ fn batch_norm_keeps_running_statistics_in_training_only() -> Result<()> {
         assert!((get(2) - 0.3).abs() < 1e-6 && (get(3) - 1.25).abs() < 1e-6);
         let want: Vec<f32> = [1f32, 2., 3., 6.].iter().map(|v| (v - 3.0) / (3.5f32 + 1e-5).sqrt()).collect();
         assert!(y.to_vec()?.iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-6));
+    }
+    Ok(())
+}
+
+#[test]
+fn fused_batch_norm_is_the_plain_one_and_keeps_running_statistics() -> Result<()> {
+    for ctx in common::contexts() {
+        let run = |fused: bool| -> Result<Vec<Vec<f32>>> {
+            let (bn, last) = (nn::BatchNorm::new(), nn::BatchNorm::new());
+            bn.initialize(init::One, &ctx)?;
+            last.initialize(init::One, &ctx)?;
+            let x = Tensor::new(check::cast(&check::random(&[5, 3, 2, 2], 1)?, DType::F32)?.to_context(&ctx)?);
+            let forward = || match fused {
+                true => last.forward_add_relu(&bn.forward_relu(&x)?, &x),
+                false => (last.forward(&bn.forward(&x)?.relu()?)? + &x)?.relu(),
+            };
+            let y = autograd::record(forward)?;
+            let mut all = vec![y.to_vec()?, forward()?.to_vec()?];
+            for (_, p) in bn.collect().iter().chain(&last.collect()) {
+                all.push(p.data()?.to_vec()?);
+            }
+            Ok(all)
+        };
+        let fused = run(true)?;
+        assert_eq!(fused, run(false)?);
+        assert!(fused[0] != fused[1] && fused[4] != [0.0; 3] && fused[5] != [1.0; 3]);
     }
     Ok(())
 }

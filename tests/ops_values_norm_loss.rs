@@ -214,6 +214,71 @@ fn batch_norm_says_what_is_wrong() -> Result<()> {
     Ok(())
 }
 
+/// y and the gradients of x, γ, β and r, of the fused operation or of the plain ones.
+fn relu_of_batch_norm(all: &[Array], residual: bool, training: bool, fused: bool) -> Result<Vec<Array>> {
+    let t: Vec<Tensor> = all.iter().map(|a| Tensor::new(a.clone()).attach_grad()).collect();
+    let [x, gamma, beta, mean, var, r, dy] = t.as_slice() else { unreachable!() };
+    let r_ = Some(r).filter(|_| residual);
+    let add_relu = |y: Tensor| match r_ {
+        Some(r) => (y + r)?.relu(),
+        None => y.relu(),
+    };
+    let y = autograd::record(|| match (fused, training) {
+        (true, true) => Ok(x.batch_norm_relu(gamma, beta, r_, 1e-5)?.0),
+        (true, false) => x.batch_norm_inference_relu(gamma, beta, [mean, var], r_, 1e-5),
+        (false, true) => add_relu(x.batch_norm(gamma, beta, 1e-5)?.0),
+        (false, false) => add_relu(x.batch_norm_inference(gamma, beta, mean, var, 1e-5)?),
+    })?;
+    y.backward_from(dy, false)?;
+    let grads = [x, gamma, beta].into_iter().chain(r_).map(|t| Ok(t.grad()?.array()));
+    std::iter::once(Ok(y.array())).chain(grads).collect()
+}
+
+#[test]
+fn relu_of_batch_norm_in_one_pass_has_the_bits_of_two_or_three() -> Result<()> {
+    for ctx in common::contexts() {
+        for (dtype, bound) in [(DType::F32, 0.0), (DType::F64, 0.0), (DType::F16, 4e-3), (DType::BF16, 3e-2)] {
+            for (shape, layout) in [
+                (&[5, 3, 7, 5][..], Layout::RowMajor),
+                (&[5, 3, 7, 5], Layout::ChannelsLast),
+                (&[2, 16, 13, 11], Layout::ChannelsLast),
+                (&[2, 72, 3, 1], Layout::ChannelsLast),
+                (&[33, 10], Layout::RowMajor),
+            ] {
+                let c = &shape[1..2];
+                // In the halves the plain sum is rounded before ReLU. The residual decides alone which side of 0 it is on.
+                let r = check::random(shape, 6)?.to_vec::<f64>()?.iter().map(|v| v + 16.0 * v.signum()).collect();
+                let r = Array::from_vec(r, shape, &cpu())?;
+                let statistics = [check::random(c, 4)?, check::random_in(c, 5, 0.3, 2.0)?];
+                let mut all =
+                    vec![check::random_in(shape, 1, -0.5, 2.0)?, check::random_in(c, 2, 0.5, 1.5)?, check::random(c, 3)?];
+                all.extend(statistics.into_iter().chain([r, check::random(shape, 7)?]));
+                for a in &mut all {
+                    let layout = if a.rank() == 4 { layout } else { Layout::RowMajor };
+                    *a = check::cast(a, dtype)?.to_layout(layout)?.to_context(&ctx)?;
+                }
+                for (residual, training) in [(false, false), (false, true), (true, false), (true, true)] {
+                    let fused = relu_of_batch_norm(&all, residual, training, true)?;
+                    let plain = relu_of_batch_norm(&all, residual, training, false)?;
+                    for (i, (a, b)) in fused.iter().zip(&plain).enumerate() {
+                        let d = check::difference(a, b)?;
+                        let place = format!("{ctx} {dtype} {shape:?} {layout:?} residual {residual} training {training}: {i}");
+                        assert!(d.relative <= bound, "{place}: {d}");
+                        assert!(a.layout() == b.layout() && a.dtype() == dtype, "{place}");
+                    }
+                    let zeros = fused[0].to_f64_vec()?.iter().filter(|&&y| y == 0.0).count();
+                    assert!(zeros > 0 && zeros < fused[0].len());
+                }
+            }
+        }
+        let (x, p) = (Tensor::ones(&[2, 3], &ctx)?, Tensor::ones(&[3], &ctx)?);
+        let wrong = |r: &Tensor| x.batch_norm_relu(&p, &p, Some(r), 1e-5);
+        message(wrong(&Tensor::ones(&[3, 2], &ctx)?), "batch_norm_relu: the residual has the input's shape");
+        message(wrong(&x.cast(DType::F64)?), "batch_norm_relu: f64");
+    }
+    Ok(())
+}
+
 #[test]
 fn running_statistics_move_in_place() -> Result<()> {
     for ctx in common::contexts() {

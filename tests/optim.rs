@@ -4,7 +4,7 @@ mod common;
 
 use hadal::{
     Array, Context, DType, Layout, Result, Tensor, autograd, check, cpu,
-    optim::{Adam, Convention, Lars, Optimizer, Sgd, Step, clip_global_norm, clip_grad_norm},
+    optim::{Adam, Convention, Lars, Optimizer, Sgd, Step, Update, clip_global_norm, clip_grad_norm},
 };
 
 fn array(v: &[f64], dtype: DType, ctx: &Context) -> Array {
@@ -149,6 +149,63 @@ fn all_dtypes_and_contexts_agree() -> Result<()> {
                 assert_eq!(shared[1].to_f64_vec()?, parameters(dtype, &ctx)?[1].to_f64_vec()?);
             }
         }
+    }
+    Ok(())
+}
+
+/// Parameters of all dtypes on all contexts, of odd sizes, in both layouts, one without elements.
+fn mixture() -> Result<Vec<Array>> {
+    let mut all = Vec::new();
+    for ctx in common::contexts() {
+        for dtype in [DType::F32, DType::BF16, DType::F64, DType::F16] {
+            for shape in [&[3][..], &[4097], &[0, 4], &[2, 3, 3, 5], &[91, 101], &[1], &[4096], &[2, 3, 50, 53]] {
+                let w = check::cast(&check::random(shape, all.len() as u64)?, dtype)?.to_context(&ctx)?;
+                all.push(if all.len() % 16 > 7 && shape.len() == 4 { w.to_layout(Layout::ChannelsLast)? } else { w });
+            }
+        }
+    }
+    Ok(all)
+}
+
+#[test]
+fn all_at_once_has_the_bits_of_one_by_one() -> Result<()> {
+    for make in RULES {
+        let (mut one, mut all) = (make(), make());
+        let (mut a, mut b) = (mixture()?, mixture()?);
+        for t in 0..4 {
+            one.set_learning_rate(0.1 / (t + 1) as f64);
+            all.set_learning_rate(0.1 / (t + 1) as f64);
+            let grads = a
+                .iter()
+                .enumerate()
+                .map(|(i, w)| check::cast(&check::random(w.shape(), 1000 * t + i as u64)?, w.dtype())?.to_context(&w.context()));
+            let grads = grads.collect::<Result<Vec<_>>>()?;
+            let step = |i: usize| Step { rescale: 0.5, lr_mult: 1.0 + (i % 3) as f64, wd_mult: (i % 2) as f64 };
+            // The last two are left out at first: their counts differ from the others'.
+            let n = if t == 0 { a.len() - 2 } else { a.len() };
+            let mut updates = Vec::new();
+            for (i, ((a, b), grad)) in a.iter_mut().zip(&mut b).zip(&grads).take(n).enumerate() {
+                one.update(i, a, grad, &step(i))?;
+                updates.push(Update { index: i, w: b, grad, step: step(i) });
+            }
+            // In another order, too.
+            if t == 2 {
+                updates.reverse();
+            }
+            all.update_all(&mut updates)?;
+        }
+        for (i, (a, b)) in a.iter().zip(&b).enumerate() {
+            assert_eq!(a.to_f64_vec()?, b.to_f64_vec()?, "{i}: {a:?}");
+            assert_eq!((a.layout(), a.context()), (b.layout(), b.context()));
+        }
+        for ((name, a), (other, b)) in one.state()?.iter().zip(&all.state()?) {
+            assert_eq!((name, a.to_f64_vec()?), (other, b.to_f64_vec()?));
+        }
+        let (mut w, mut other) = (array(&[1.0], DType::F32, &cpu()), array(&[1.0], DType::F32, &cpu()));
+        let grad = array(&[1.0], DType::F32, &cpu());
+        let twice = [&mut w, &mut other].map(|w| Update { index: 0, w, grad: &grad, step: Step::default() });
+        let text = make().update_all(&mut { twice }).unwrap_err().to_string();
+        assert!(text.contains("parameter 0 is to be updated twice"), "{text}");
     }
     Ok(())
 }

@@ -68,6 +68,8 @@ def forward_of(op, case):
         "Sigmoid": torch.sigmoid,
         "Add": lambda a, b: a + b,
         "BatchNorm": lambda x, g, b: F.batch_norm(x, None, None, g, b, True),
+        "BatchNormRelu": lambda x, g, b: F.relu(F.batch_norm(x, None, None, g, b, True)),
+        "BatchNormAddRelu": lambda x, g, b, r: F.relu(F.batch_norm(x, None, None, g, b, True) + r),
         "MaxPool": lambda x: F.max_pool2d(x, 3, 2, 1),
         "GlobalAvgPool": lambda x: x.mean((2, 3), keepdim=True),
         "Dropout": lambda x: F.dropout(x, 0.5, True),
@@ -82,6 +84,8 @@ def gradients_of(op, case):
         "Matmul": [("da", [0]), ("db", [1])],
         "Dense": [("dx", [0]), ("dw, db", [1, 2])],
         "BatchNorm": [("dx, dγ, dβ", [0, 1, 2])],
+        "BatchNormRelu": [("dx, dγ, dβ", [0, 1, 2])],
+        "BatchNormAddRelu": [("dx, dγ, dβ, dr", [0, 1, 2, 3])],
         "Add": [],
     }.get(op, [("dx", [0])])
 
@@ -99,7 +103,7 @@ def ops(a):
                 t = torch.rand(shape, device=a.device)
                 if op == "SoftmaxCrossEntropy" and i == 1:
                     t = t.long()
-                elif not (op == "BatchNorm" and i > 0):
+                elif not (op.startswith("BatchNorm") and i in (1, 2)):
                     t = t.to(dtype)
                 if t.dim() == 4 and a.channels_last:
                     t = t.contiguous(memory_format=torch.channels_last)

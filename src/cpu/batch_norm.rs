@@ -134,8 +134,25 @@ fn shifted_sums(x: &[f32], shift: &[f32], s: &NormShape) -> Vec<[f64; 2]> {
     })
 }
 
-/// Normalises with the statistics of the batch: y = (x - mean) / sqrt(var + eps) * gamma + beta. Lengths fit `s`; it has elements.
-pub(crate) fn batch_norm_forward(x: &[f32], gamma: &[f32], beta: &[f32], eps: f64, y: &mut [f32], s: &NormShape) -> Moments {
+/// What the pass that normalises does to its result.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Behind<'a> {
+    Nothing,
+    Relu,
+    /// Adds this, then ReLU.
+    AddRelu(&'a [f32]),
+}
+
+/// Normalises with the statistics of the batch: y = (x - mean) / sqrt(var + eps) * gamma + beta, then what comes `behind`. Lengths
+/// fit `s`; it has elements.
+pub(crate) fn batch_norm_forward(
+    x: &[f32],
+    [gamma, beta]: [&[f32]; 2],
+    behind: Behind,
+    eps: f64,
+    y: &mut [f32],
+    s: &NormShape,
+) -> Moments {
     let count = s.count() as f64;
     let sample = |c: usize| {
         let mut sum = [0.0];
@@ -170,66 +187,130 @@ pub(crate) fn batch_norm_forward(x: &[f32], gamma: &[f32], beta: &[f32], eps: f6
         found.mean.push((f64::from(shift[c]) + offset) as f32);
         found.var.push(var as f32);
     }
-    apply(x, &affine, y, s);
+    apply(x, behind, &affine, y, s);
     found
 }
 
 /// Normalises with given statistics.
-pub(crate) fn batch_norm_inference(x: &[f32], [gamma, beta, mean, var]: [&[f32]; 4], eps: f64, y: &mut [f32], s: &NormShape) {
+pub(crate) fn batch_norm_inference(
+    x: &[f32],
+    [gamma, beta, mean, var]: [&[f32]; 4],
+    behind: Behind,
+    eps: f64,
+    y: &mut [f32],
+    s: &NormShape,
+) {
     let scale = |c: usize| (f64::from(gamma[c]) / (f64::from(var[c]) + eps).sqrt()) as f32;
     let affine: Vec<[f32; 3]> = (0..s.c).map(|c| [mean[c], scale(c), beta[c]]).collect();
-    apply(x, &affine, y, s);
+    apply(x, behind, &affine, y, s);
 }
 
-/// y = (x - a) * b + c with [a, b, c] per channel.
-fn apply(x: &[f32], affine: &[[f32; 3]], y: &mut [f32], s: &NormShape) {
+/// y = (x - a) * b + c with [a, b, c] per channel, then what comes `behind`.
+fn apply(x: &[f32], behind: Behind, affine: &[[f32; 3]], y: &mut [f32], s: &NormShape) {
     if s.is_empty() {
         return;
     }
     let piece = s.planes() * s.inner;
     y.par_chunks_mut(piece).zip(x.par_chunks(piece)).enumerate().for_each(|(i, (y, x))| {
         let mut channel = i * s.planes() % s.c;
-        for (y, x) in y.chunks_exact_mut(s.inner).zip(x.chunks_exact(s.inner)) {
+        for (k, (y, x)) in y.chunks_exact_mut(s.inner).zip(x.chunks_exact(s.inner)).enumerate() {
             let [a, b, c] = affine[channel];
-            for (y, x) in y.iter_mut().zip(x) {
-                *y = (x - a) * b + c;
+            let start = i * piece + k * s.inner;
+            // Each case is a loop of its own, which becomes vector instructions.
+            match behind {
+                Behind::Nothing => {
+                    for (y, x) in y.iter_mut().zip(x) {
+                        *y = (x - a) * b + c;
+                    }
+                }
+                Behind::Relu => {
+                    for (y, x) in y.iter_mut().zip(x) {
+                        *y = relu((x - a) * b + c);
+                    }
+                }
+                Behind::AddRelu(r) => {
+                    for ((y, x), r) in y.iter_mut().zip(x).zip(&r[start..start + s.inner]) {
+                        *y = relu((x - a) * b + c + r);
+                    }
+                }
             }
             channel = if channel + 1 == s.c { 0 } else { channel + 1 };
         }
     });
 }
 
-/// Sums of dy, of dy * (x - mean) and of x - mean per channel.
-pub(crate) fn products(x: &[f32], dy: &[f32], mean: &[f32], s: &NormShape) -> Vec<[f64; 3]> {
+/// NaN stays NaN.
+#[inline(always)]
+fn relu(v: f32) -> f32 {
+    if v < 0.0 { 0.0 } else { v }
+}
+
+/// dy where y > 0, else 0.
+#[inline(always)]
+fn masked(dy: f32, y: f32) -> f32 {
+    if y > 0.0 { dy } else { 0.0 }
+}
+
+/// Sums of g, of g * (x - mean) and of x - mean per channel; g is dy, where `y` is given masked by it.
+pub(crate) fn products(x: &[f32], dy: &[f32], y: Option<&[f32]>, mean: &[f32], s: &NormShape) -> Vec<[f64; 3]> {
     channel_sums(s, |range, sums| {
-        let (x, dy) = (&x[range.clone()], &dy[range]);
+        // Without a mask dy is its own, which is never looked at.
+        let (x, dy, y, relu) = (&x[range.clone()], &dy[range.clone()], &y.unwrap_or(dy)[range], y.is_some());
         if s.inner == 1 {
-            for (((sum, &x), &dy), &mean) in sums.iter_mut().zip(x).zip(dy).zip(mean) {
-                let (d, dy) = (f64::from(x - mean), f64::from(dy));
-                *sum = [sum[0] + dy, sum[1] + dy * d, sum[2] + d];
+            for ((((sum, &x), &dy), &y), &mean) in sums.iter_mut().zip(x).zip(dy).zip(y).zip(mean) {
+                let (d, g) = (f64::from(x - mean), f64::from(if relu { masked(dy, y) } else { dy }));
+                *sum = [sum[0] + g, sum[1] + g * d, sum[2] + d];
             }
             return;
         }
-        for (((x, dy), sum), &mean) in x.chunks_exact(s.inner).zip(dy.chunks_exact(s.inner)).zip(sums).zip(mean) {
-            lane_sums([x, dy], |[x, dy]| [dy, dy * (x - mean), x - mean], sum);
+        let planes = x.chunks_exact(s.inner).zip(dy.chunks_exact(s.inner)).zip(y.chunks_exact(s.inner));
+        for ((((x, dy), y), sum), &mean) in planes.zip(sums).zip(mean) {
+            if relu {
+                lane_sums([x, dy, y], |[x, dy, y]| [masked(dy, y), masked(dy, y) * (x - mean), x - mean], sum);
+            } else {
+                lane_sums([x, dy], |[x, dy]| [dy, dy * (x - mean), x - mean], sum);
+            }
         }
     })
 }
 
-/// dx = dy * a + (x - mean) * b + c with [mean, a, b, c] per channel.
-pub(crate) fn combine(x: &[f32], dy: &[f32], affine: &[[f32; 4]], dx: &mut [f32], s: &NormShape) {
+/// dx = g * a + (x - mean) * b + c with [mean, a, b, c] per channel, and dr = g; g is dy, where `y` is given masked by it.
+pub(crate) fn combine(x: &[f32], dy: &[f32], y: Option<&[f32]>, affine: &[[f32; 4]], [dx, dr]: [&mut [f32]; 2], s: &NormShape) {
     if s.is_empty() {
         return;
     }
     let piece = s.planes() * s.inner;
-    dx.par_chunks_mut(piece).zip(x.par_chunks(piece)).zip(dy.par_chunks(piece)).enumerate().for_each(|(i, ((dx, x), dy))| {
+    let work = |i: usize, dx: &mut [f32], dr: &mut [f32]| {
         let mut channel = i * s.planes() % s.c;
-        for ((dx, x), dy) in dx.chunks_exact_mut(s.inner).zip(x.chunks_exact(s.inner)).zip(dy.chunks_exact(s.inner)) {
+        for (k, dx) in dx.chunks_exact_mut(s.inner).enumerate() {
+            let plane = i * piece + k * s.inner..i * piece + (k + 1) * s.inner;
+            let (x, dy) = (&x[plane.clone()], &dy[plane.clone()]);
             let [mean, a, b, c] = affine[channel];
-            for ((dx, x), dy) in dx.iter_mut().zip(x).zip(dy) {
-                *dx = dy * a + ((x - mean) * b + c);
+            match y.map(|y| &y[plane]) {
+                None => {
+                    for ((dx, x), dy) in dx.iter_mut().zip(x).zip(dy) {
+                        *dx = dy * a + ((x - mean) * b + c);
+                    }
+                }
+                Some(y) if dr.is_empty() => {
+                    for (((dx, x), &dy), &y) in dx.iter_mut().zip(x).zip(dy).zip(y) {
+                        *dx = masked(dy, y) * a + ((x - mean) * b + c);
+                    }
+                }
+                Some(y) => {
+                    let dr = &mut dr[k * s.inner..(k + 1) * s.inner];
+                    for ((((dx, dr), x), &dy), &y) in dx.iter_mut().zip(dr).zip(x).zip(dy).zip(y) {
+                        *dr = masked(dy, y);
+                        *dx = *dr * a + ((x - mean) * b + c);
+                    }
+                }
             }
             channel = if channel + 1 == s.c { 0 } else { channel + 1 };
         }
-    });
+    };
+    if dr.is_empty() {
+        dx.par_chunks_mut(piece).enumerate().for_each(|(i, dx)| work(i, dx, &mut []));
+    } else {
+        dx.par_chunks_mut(piece).zip(dr.par_chunks_mut(piece)).enumerate().for_each(|(i, (dx, dr))| work(i, dx, dr));
+    }
 }

@@ -98,6 +98,9 @@ pub(super) struct Write {
     pub(super) name: String,
 }
 
+/// What a graph does on the host before each replay.
+pub(crate) type Before = Box<dyn Fn() -> Result<()> + Send + Sync>;
+
 /// This thread's capture.
 pub(super) struct Capture {
     pub(super) device: Arc<Device>,
@@ -110,6 +113,7 @@ pub(super) struct Capture {
     pub(super) start: ((u64, u64), u64),
     /// Where replays find the random state of their beginning.
     pub(super) base: sys::CUdeviceptr,
+    pub(super) before: Vec<Before>,
     /// What is being written in place, when its name is known.
     name: Option<String>,
 }
@@ -118,7 +122,7 @@ impl Capture {
     pub(super) fn new(device: Arc<Device>, stream: sys::CUstream, base: sys::CUdeviceptr) -> Self {
         let start = (random::state(), random::resets());
         let (held, writes) = (HashMap::new(), HashMap::new());
-        Capture { device, stream, arena: Arena::new(), held, writes, start, base, name: None }
+        Capture { device, stream, arena: Arena::new(), held, writes, start, base, before: Vec::new(), name: None }
     }
 
     fn owns(&self, block: &Block) -> bool {
@@ -203,6 +207,23 @@ pub(super) fn draw_words(draw: Draw) -> [u64; 3] {
     current(relative).flatten().unwrap_or([draw.seed, draw.number, 0])
 }
 
+/// Lets each replay of the graph begin with `f`: it brings device memory up to date that the graph reads.
+pub(crate) fn before_replay(f: Before) {
+    current(|c| c.before.push(f));
+}
+
+/// Runs `f` as if this thread did not capture: its work is done now, and its memory is not the graph's to use again.
+pub(crate) fn outside<T>(f: impl FnOnce() -> T) -> T {
+    struct Back(Option<Capture>);
+    impl Drop for Back {
+        fn drop(&mut self) {
+            exchange(self.0.take());
+        }
+    }
+    let _back = Back(exchange(None));
+    f()
+}
+
 /// Runs `f`, whose writes in place are to the parameter `name`.
 pub(crate) fn naming<T>(name: impl FnOnce() -> String, f: impl FnOnce() -> T) -> T {
     if !active() {
@@ -218,7 +239,8 @@ pub(crate) fn naming<T>(name: impl FnOnce() -> String, f: impl FnOnce() -> T) ->
 pub(crate) fn written(buffer: &Arc<DeviceBuffer>) {
     current(|c| {
         if !c.owns(buffer.block()) {
-            let name = c.name.clone().unwrap_or_else(|| format!("an array of {} bytes", buffer.len()));
+            let known = c.writes.remove(&buffer.block().ptr).map(|w| w.name);
+            let name = c.name.clone().or(known).unwrap_or_else(|| format!("an array of {} bytes", buffer.len()));
             c.writes.insert(buffer.block().ptr, Write { buffer: Arc::downgrade(buffer), name });
         }
     });

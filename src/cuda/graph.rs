@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cudarc::driver::{result, sys};
 
 use super::{
-    capture::{self, Arena, Capture, Phase, Write},
+    capture::{self, Arena, Before, Capture, Phase, Write},
     device::{Device, device},
     launch::{Launch, SYNC},
     memory::Block,
@@ -26,8 +26,9 @@ use crate::{Array, Context, DType, Error, Layout, Result, random};
 /// - **Random numbers** (dropout) come from the replaying thread's stream as if the closure ran: each replay takes as many
 ///   draws, and the same seed gives the same numbers with a graph and without. [`random::seed`] and [`random::set_state`]
 ///   may be called between replays, not in the closure.
-/// - **The host's decisions and numbers** are those of the capture: branches, the learning rate, the batch size. Capture
-///   again to change them. [`Adam`](crate::optim::Adam), whose factor changes with each step, refuses to be captured.
+/// - **The host's decisions and numbers** are those of the capture: branches, the batch size. Capture again to change them.
+/// - **The learning rate and the count of updates**, which Adam's factors depend on, are the optimizer's own at each replay: a
+///   schedule that sets the rate between replays works, and a replay counts as an update.
 /// - **Not in the closure**: reading back (`item`, `to_vec`, printing), waiting, tensors from host memory, another device,
 ///   another capture or replay. What runs on the CPU, or on another thread, is not captured.
 ///
@@ -61,6 +62,8 @@ pub struct Graph {
     /// Memory from outside whose addresses the graph contains.
     held: Vec<Arc<Block>>,
     writes: Vec<Write>,
+    /// Done on the host before each replay.
+    before: Vec<Before>,
     /// Two words: the seed and the number of draws that the next replay begins with.
     base: Array,
     /// Draws of one replay.
@@ -129,6 +132,7 @@ impl Graph {
                 .value(number)
                 .run([1; 3], [1; 3], 0)?;
         }
+        self.before.iter().try_for_each(|f| f())?;
         self.device.bind()?;
         // SAFETY: the handle is valid until this graph is dropped; the memory that it reads and writes is alive, since
         // `held` and `arena` own it; the lock keeps other threads from the handle, which the driver does not.
@@ -202,12 +206,12 @@ impl Recording {
         let _ = unsafe { result::graph::destroy(graph) };
         let exec = exec.map_err(|e| self.device.failed("cuGraphInstantiate", &e))?;
         let Some(capture) = capture::exchange(None) else { return fail("the thread's state was lost") };
-        let Capture { device, arena, held, writes, start: ((_, first), resets), .. } = capture;
+        let Capture { device, arena, held, writes, before, start: ((_, first), resets), .. } = capture;
         let draws = random::state().1.wrapping_sub(first);
         arena.set_phase(Phase::Captured);
         let (held, writes) = (held.into_values().collect(), writes.into_values().collect());
         // From here on dropping the graph cleans up.
-        let graph = Graph { device, exec: Mutex::new(exec as usize), arena, held, writes, base, draws };
+        let graph = Graph { device, exec: Mutex::new(exec as usize), arena, held, writes, before, base, draws };
         if random::resets() != resets {
             return fail("random::seed and set_state cannot be called: call them between replays");
         }

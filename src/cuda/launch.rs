@@ -88,6 +88,11 @@ impl Launch {
         }
     }
 
+    /// Where an array's elements are, for a table that the kernel reads; a graph holds them as it does an argument's.
+    pub(crate) fn pointer(&mut self, a: &Array) -> u64 {
+        self.address(a).unwrap_or(0)
+    }
+
     /// A pointer to an array's elements.
     pub(crate) fn array(mut self, a: &Array) -> Self {
         if let Some(address) = self.address(a) {
@@ -144,6 +149,13 @@ impl Launch {
         // Enough blocks to fill the card several times over; the loop does the rest.
         let blocks = n.div_ceil(256).min(self.device.multiprocessors as usize * 32);
         self.run([blocks as u32, 1, 1], [256, 1, 1], 0)
+    }
+
+    /// Queues the kernel over `blocks` pieces of work that its blocks of 256 threads take in turn; nothing for 0.
+    pub(crate) fn run_in_turn(self, blocks: usize) -> Result<()> {
+        // As many as are resident at once.
+        let most = self.device.multiprocessors as usize * 4;
+        self.run([blocks.min(most) as u32, 1, 1], [256, 1, 1], 0)
     }
 
     /// Queues the kernel; an empty grid is no launch at all.

@@ -52,7 +52,34 @@ impl BatchNorm {
         self
     }
 
-    fn run(&self, x: &Tensor) -> Result<Tensor> {
+    /// [`Forward::forward`], then ReLU, in one pass over memory: the value of `self.forward(x)?.relu()`.
+    ///
+    /// # Errors
+    /// As for `forward`.
+    pub fn forward_relu(&self, x: &Tensor) -> Result<Tensor> {
+        self.info.at(self.run(x, Some(None)))
+    }
+
+    /// [`Forward::forward`], plus `residual`, then ReLU, in one pass over memory: the end of a residual block.
+    ///
+    /// ```
+    /// use hadal::{Tensor, autograd, cpu, init, nn::{BatchNorm, Block, Forward}};
+    /// let bn = BatchNorm::new();
+    /// bn.initialize(init::Xavier::new(), &cpu())?;
+    /// let x = Tensor::arange(0.0, 12.0, 1.0, &cpu())?.reshape(&[3, 4])?;
+    /// let (fused, plain) = autograd::train_mode(|| Ok((bn.forward_add_relu(&x, &x)?, (bn.forward(&x)? + &x)?.relu()?)))?;
+    /// assert_eq!(fused.to_vec()?, plain.to_vec()?);
+    /// # Ok::<(), hadal::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As for `forward`; [`Error::Shape`] or [`Error::DType`] when `residual` is not like x.
+    pub fn forward_add_relu(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        self.info.at(self.run(x, Some(Some(residual))))
+    }
+
+    /// With `relu` the fused operations, maybe with a residual.
+    fn run(&self, x: &Tensor, relu: Option<Option<&Tensor>>) -> Result<Tensor> {
         let shape = x.shape();
         let &[_, c, ..] = shape.as_slice() else {
             return Err(Error::shape("batch_norm", "an input (N, C, …) is needed", &[&shape]));
@@ -60,9 +87,15 @@ impl BatchNorm {
         let (gamma, beta) = (self.gamma.ready(&[c])?, self.beta.ready(&[c])?);
         let (mean, var) = (self.running_mean.ready(&[c])?, self.running_var.ready(&[c])?);
         if !autograd::is_training() {
-            return x.batch_norm_inference(&gamma, &beta, &mean, &var, self.epsilon);
+            return match relu {
+                None => x.batch_norm_inference(&gamma, &beta, &mean, &var, self.epsilon),
+                Some(residual) => x.batch_norm_inference_relu(&gamma, &beta, [&mean, &var], residual, self.epsilon),
+            };
         }
-        let (y, batch_mean, batch_var) = x.batch_norm(&gamma, &beta, self.epsilon)?;
+        let (y, batch_mean, batch_var) = match relu {
+            None => x.batch_norm(&gamma, &beta, self.epsilon)?,
+            Some(residual) => x.batch_norm_relu(&gamma, &beta, residual, self.epsilon)?,
+        };
         mean.update(|m| m.lerp_(&batch_mean.array(), self.momentum))?;
         var.update(|v| v.lerp_(&batch_var.array(), self.momentum))?;
         Ok(y)
@@ -71,7 +104,7 @@ impl BatchNorm {
 
 impl Forward for BatchNorm {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.info.at(self.run(x))
+        self.info.at(self.run(x, None))
     }
 }
 

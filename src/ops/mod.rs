@@ -34,7 +34,7 @@ mod unary;
 mod where_;
 mod window;
 
-pub use batch_norm::{BatchNorm, BatchNormInference};
+pub use batch_norm::{BatchNorm, BatchNormInference, BatchNormInferenceRelu, BatchNormRelu};
 pub use binary::{AddN, Binary, BinaryKind};
 pub use binary_scalar::BinaryScalar;
 pub use cast::Cast;

@@ -2,10 +2,15 @@
 
 use rayon::prelude::*;
 
-use super::{Convention, Optimizer, Prepare, State, Step, check, sgd::start, state};
+use super::{
+    Convention, Optimizer, Prepare, State, Step, Update, check,
+    sgd::start,
+    state,
+    together::{Formula, Together},
+};
 use crate::{
     Array, Error, Result,
-    cuda::capture,
+    cuda::{Launch, capture},
     dtype::{Real, real_type},
 };
 
@@ -26,43 +31,47 @@ use crate::{
 /// ```
 #[derive(Clone, Debug)]
 pub struct Adam {
-    lr: f64,
-    beta1: f64,
-    beta2: f64,
-    eps: f64,
+    form: Form,
+    state: State,
+    together: Together,
+}
+
+/// What does not change from step to step.
+#[derive(Clone, Copy, Debug)]
+struct Form {
+    betas: Betas,
     weight_decay: f64,
     clip_gradient: Option<f64>,
     decoupled: bool,
     convention: Convention,
-    state: State,
+}
+
+/// The `Betas` of `kernels/optim.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+struct Betas {
+    beta1: f64,
+    beta2: f64,
+    eps: f64,
 }
 
 /// The numbers of one update: w ← decay·w − rate·m/(√v·v_scale + ε).
 #[derive(Clone, Copy, Debug)]
 struct Rule {
     prepare: Prepare,
-    beta1: f64,
-    beta2: f64,
-    decay: f64,
+    betas: Betas,
     rate: f64,
     v_scale: f64,
-    eps: f64,
+    decay: f64,
 }
 
 impl Adam {
     /// With this learning rate; β₁ 0.9, β₂ 0.999, ε 1e-8, no weight decay, MXNet's convention.
     pub fn new(lr: f64) -> Self {
-        Adam {
-            lr,
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-            weight_decay: 0.0,
-            clip_gradient: None,
-            decoupled: false,
-            convention: Convention::MxNet,
-            state: State::new(&["m", "v"]),
-        }
+        let betas = Betas { beta1: 0.9, beta2: 0.999, eps: 1e-8 };
+        let convention = Convention::MxNet;
+        let form = Form { betas, weight_decay: 0.0, clip_gradient: None, decoupled: false, convention };
+        Adam { form, state: State::new(&["m", "v"], lr), together: Together::default() }
     }
 
     /// AdamW in PyTorch's convention, with its weight decay of 0.01.
@@ -72,83 +81,114 @@ impl Adam {
 
     /// β₁ and β₂, the rates at which the two moments forget.
     pub fn betas(mut self, beta1: f64, beta2: f64) -> Self {
-        (self.beta1, self.beta2) = (beta1, beta2);
+        (self.form.betas.beta1, self.form.betas.beta2) = (beta1, beta2);
         self
     }
 
     /// ε.
     pub fn eps(mut self, eps: f64) -> Self {
-        self.eps = eps;
+        self.form.betas.eps = eps;
         self
     }
 
     /// The weight decay wd.
     pub fn weight_decay(mut self, wd: f64) -> Self {
-        self.weight_decay = wd;
+        self.form.weight_decay = wd;
         self
     }
 
     /// Limits each element of the rescaled gradient to ±`limit`, before weight decay.
     pub fn clip_gradient(mut self, limit: f64) -> Self {
-        self.clip_gradient = Some(limit);
+        self.form.clip_gradient = Some(limit);
         self
     }
 
     /// True for AdamW: weights decay by themselves, not through the gradient.
     pub fn decoupled(mut self, on: bool) -> Self {
-        self.decoupled = on;
+        self.form.decoupled = on;
         self
     }
 
     /// Where ε stands.
     pub fn convention(mut self, convention: Convention) -> Self {
-        self.convention = convention;
+        self.form.convention = convention;
         self
     }
+}
 
-    fn rule(&self, step: &Step, t: i64) -> Rule {
-        let (lr, wd) = (self.lr * step.lr_mult, self.weight_decay * step.wd_mult);
+impl Formula for Form {
+    fn kernel(&self) -> (&'static str, &'static str, usize) {
+        ("adam", "adam_all", 2)
+    }
+
+    fn clip(&self) -> f64 {
+        self.clip_gradient.unwrap_or(-1.0)
+    }
+
+    fn decay(&self, step: &Step) -> f64 {
+        if self.decoupled { 0.0 } else { self.weight_decay * step.wd_mult }
+    }
+
+    /// rate, v_scale and decay
+    fn rates(&self, lr: f64, t: i64, step: &Step) -> [f64; 3] {
+        let (lr, wd) = (lr * step.lr_mult, self.weight_decay * step.wd_mult);
         let correction = |beta: f64| 1.0 - beta.powf(t as f64);
-        let (c1, c2) = (correction(self.beta1), correction(self.beta2));
+        let (c1, c2) = (correction(self.betas.beta1), correction(self.betas.beta2));
         let (rate, v_scale) = match self.convention {
             Convention::MxNet => (lr * c2.sqrt() / c1, 1.0),
             Convention::PyTorch => (lr / c1, 1.0 / c2.sqrt()),
         };
-        let (wd, decay) = if self.decoupled { (0.0, 1.0 - lr * wd) } else { (wd, 1.0) };
-        let prepare = Prepare { rescale: step.rescale, clip: self.clip_gradient.unwrap_or(-1.0), wd };
-        Rule { prepare, beta1: self.beta1, beta2: self.beta2, decay, rate, v_scale, eps: self.eps }
+        [rate, v_scale, if self.decoupled { 1.0 - lr * wd } else { 1.0 }]
+    }
+
+    fn constants(&self, launch: Launch) -> Launch {
+        launch.value(self.betas)
     }
 }
 
 impl Optimizer for Adam {
     fn update(&mut self, index: usize, w: &mut Array, grad: &Array, step: &Step) -> Result<()> {
         check("adam", w, grad)?;
-        // The kernel gets it by value, and each replay would repeat it.
-        capture::refuse("Adam cannot be used: its factor changes with every step")?;
-        let rule = self.rule(step, self.state.updates(index).saturating_add(1));
+        if capture::active() && w.context().is_gpu() {
+            return self.update_all(&mut [Update { index, w, grad, step: *step }]);
+        }
+        let form = self.form;
+        let prepare = Prepare { rescale: step.rescale, clip: form.clip(), wd: form.decay(step) };
+        let t = self.state.updates(index).saturating_add(1);
+        let [rate, v_scale, decay] = form.rates(self.state.learning_rate(), t, step);
+        let rule = Rule { prepare, betas: form.betas, rate, v_scale, decay };
         let slots = self.state.slots("adam", index, w, 2)?;
         let grad = grad.to_layout(w.layout())?;
         let Ok([m, v]) = <[&mut Array; 2]>::try_from(slots.arrays) else {
             return Err(Error::invalid("adam", "two moments are expected"));
         };
         if w.context().is_gpu() {
-            return rule.launch(w, slots.master, &grad, [m, v]);
+            rule.launch(w, slots.master, &grad, [m, v])?;
+        } else {
+            state::on_master(w, slots.master, |w| {
+                real_type!("adam", w.dtype(), F => {
+                    let g = grad.real::<F>("adam")?;
+                    rule.apply::<F>(w.as_mut_slice()?, &g, m.as_mut_slice()?, v.as_mut_slice()?);
+                    Ok(())
+                })
+            })?;
         }
-        state::on_master(w, slots.master, |w| {
-            real_type!("adam", w.dtype(), F => {
-                let g = grad.real::<F>("adam")?;
-                rule.apply::<F>(w.as_mut_slice()?, &g, m.as_mut_slice()?, v.as_mut_slice()?);
-                Ok(())
-            })
-        })
+        self.state.count(index);
+        Ok(())
+    }
+
+    fn update_all(&mut self, updates: &mut [Update]) -> Result<()> {
+        self.together.update(self.form, &mut self.state, updates)?;
+        let host = updates.iter_mut().filter(|u| !u.w.context().is_gpu());
+        host.into_iter().try_for_each(|u| self.update(u.index, u.w, u.grad, &u.step))
     }
 
     fn learning_rate(&self) -> f64 {
-        self.lr
+        self.state.learning_rate()
     }
 
     fn set_learning_rate(&mut self, lr: f64) {
-        self.lr = lr;
+        self.state.set_learning_rate(lr);
     }
 
     fn state(&self) -> Result<Vec<(String, Array)>> {
@@ -163,8 +203,9 @@ impl Optimizer for Adam {
 impl Rule {
     fn apply<F: Real>(&self, w: &mut [F], g: &[F], m: &mut [F], v: &mut [F]) {
         let c = F::from_f64;
-        let (b1, b2, c1, c2) = (c(self.beta1), c(self.beta2), c(1.0 - self.beta1), c(1.0 - self.beta2));
-        let (decay, rate, v_scale, eps) = (c(self.decay), c(self.rate), c(self.v_scale), c(self.eps));
+        let Betas { beta1, beta2, eps } = self.betas;
+        let (b1, b2, c1, c2) = (c(beta1), c(beta2), c(1.0 - beta1), c(1.0 - beta2));
+        let (decay, rate, v_scale, eps) = (c(self.decay), c(self.rate), c(self.v_scale), c(eps));
         const CHUNK: usize = 16 << 10;
         let chunks = w.par_chunks_mut(CHUNK).zip(m.par_chunks_mut(CHUNK)).zip(v.par_chunks_mut(CHUNK)).zip(g.par_chunks(CHUNK));
         chunks.for_each(|(((w, m), v), g)| {
@@ -184,12 +225,10 @@ impl Rule {
             .array(m)
             .array(v)
             .value(self.prepare)
-            .value(self.beta1)
-            .value(self.beta2)
-            .value(self.decay)
+            .value(self.betas)
             .value(self.rate)
             .value(self.v_scale)
-            .value(self.eps)
+            .value(self.decay)
             .value(w.len() as i64)
             .run_1d(w.len())
     }

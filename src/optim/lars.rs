@@ -6,10 +6,11 @@ use super::{
     Optimizer, Prepare, State, Step, check,
     clip::{blocks, sum_of_squares, sums_of_squares},
     sgd::{kernel, start},
-    state,
+    state, together,
 };
 use crate::{
-    Array, DType, Error, Layout, Result,
+    Array, Context, DType, Error, Layout, Result,
+    cuda::capture,
     dtype::{Real, real_type},
 };
 
@@ -33,7 +34,6 @@ use crate::{
 /// ```
 #[derive(Clone, Debug)]
 pub struct Lars {
-    lr: f64,
     trust: f64,
     momentum: f64,
     weight_decay: f64,
@@ -54,7 +54,7 @@ struct Rule {
 impl Lars {
     /// With this global learning rate; η 0.001 and momentum 0.9 as in the paper, no weight decay.
     pub fn new(lr: f64) -> Self {
-        Lars { lr, trust: 0.001, momentum: 0.9, weight_decay: 0.0, vectors: false, state: State::new(&["mom"]) }
+        Lars { trust: 0.001, momentum: 0.9, weight_decay: 0.0, vectors: false, state: State::new(&["mom"], lr) }
     }
 
     /// η, the share of its norm by which a layer may move.
@@ -87,30 +87,37 @@ impl Optimizer for Lars {
         check("lars", w, grad)?;
         let prepare = Prepare { rescale: step.rescale, clip: -1.0, wd: self.weight_decay * step.wd_mult };
         let trust = (self.vectors || w.rank() > 1).then_some(self.trust);
-        let rule = Rule { prepare, lr: self.lr * step.lr_mult, momentum: self.momentum, trust };
+        let rule = Rule { prepare, lr: self.state.learning_rate() * step.lr_mult, momentum: self.momentum, trust };
+        let live = captured_rate(&self.state, index, step, &w.context())?;
         let slots = self.state.slots("lars", index, w, 1)?;
         let grad = grad.to_layout(w.layout())?;
         let Some(momentum) = slots.arrays.into_iter().next() else {
             return Err(Error::invalid("lars", "a momentum is expected"));
         };
         if w.context().is_gpu() {
-            return rule.launch(w, slots.master, &grad, momentum);
+            rule.launch(w, slots.master, &grad, momentum, live.as_ref())?;
+        } else {
+            state::on_master(w, slots.master, |w| {
+                real_type!("lars", w.dtype(), F => {
+                    let g = grad.real::<F>("lars")?;
+                    rule.apply::<F>(w.as_mut_slice()?, &g, momentum.as_mut_slice()?);
+                    Ok(())
+                })
+            })?;
         }
-        state::on_master(w, slots.master, |w| {
-            real_type!("lars", w.dtype(), F => {
-                let g = grad.real::<F>("lars")?;
-                rule.apply::<F>(w.as_mut_slice()?, &g, momentum.as_mut_slice()?);
-                Ok(())
-            })
-        })
+        // A replay counts itself.
+        if live.is_none() {
+            self.state.count(index);
+        }
+        Ok(())
     }
 
     fn learning_rate(&self) -> f64 {
-        self.lr
+        self.state.learning_rate()
     }
 
     fn set_learning_rate(&mut self, lr: f64) {
-        self.lr = lr;
+        self.state.set_learning_rate(lr);
     }
 
     fn state(&self) -> Result<Vec<(String, Array)>> {
@@ -120,6 +127,23 @@ impl Optimizer for Lars {
     fn load_state(&mut self, arrays: &[(String, Array)]) -> Result<()> {
         self.state.load(arrays)
     }
+}
+
+/// In a capture, a place on the device for the learning rate: every replay writes the present one there and counts as an update.
+fn captured_rate(state: &State, index: usize, step: &Step, ctx: &Context) -> Result<Option<Array>> {
+    if !capture::active() {
+        return Ok(None);
+    }
+    let rate = capture::outside(|| Array::uninit(&[1], DType::F64, Layout::RowMajor, ctx))?;
+    let (live, place, factor) = (state.live(), rate.clone(), step.lr_mult);
+    capture::before_replay(Box::new(move || {
+        let lr = live.with(|numbers| {
+            numbers.count(index);
+            numbers.lr
+        });
+        together::write(&place, &[(lr * factor).to_bits()])
+    }));
+    Ok(Some(rate))
 }
 
 impl Rule {
@@ -142,22 +166,23 @@ impl Rule {
         });
     }
 
-    fn launch(&self, w: &mut Array, master: Option<&mut Array>, grad: &Array, m: &mut Array) -> Result<()> {
+    fn launch(&self, w: &mut Array, master: Option<&mut Array>, grad: &Array, m: &mut Array, live: Option<&Array>) -> Result<()> {
         w.make_unique()?;
-        let rate = self.trust.map(|trust| self.device_rate(w, master.as_deref().unwrap_or(w), grad, trust)).transpose()?;
+        let rate = self.trust.map(|trust| self.device_rate(w, master.as_deref().unwrap_or(w), grad, trust, live)).transpose()?;
         start("lars", w, master.as_deref())?
             .array(grad)
             .array(m)
             .optional(rate.as_ref())
             .value(self.prepare)
             .value(self.lr)
+            .optional(live)
             .value(self.momentum)
             .value(w.len() as i64)
             .run_1d(w.len())
     }
 
     /// lr·λ as a scalar on the device; `wide` is w in f32 at least.
-    fn device_rate(&self, w: &Array, wide: &Array, grad: &Array, trust: f64) -> Result<Array> {
+    fn device_rate(&self, w: &Array, wide: &Array, grad: &Array, trust: f64, live: Option<&Array>) -> Result<Array> {
         let partial = sums_of_squares(&[wide, grad])?;
         let rate = Array::uninit(&[], DType::F64, Layout::RowMajor, &w.context())?;
         kernel("lars_rate", w)?
@@ -168,6 +193,7 @@ impl Rule {
             .value(self.prepare.rescale)
             .value(self.prepare.wd)
             .value(self.lr)
+            .optional(live)
             .value(trust)
             .run([1, 1, 1], [256, 1, 1], 0)?;
         Ok(rate)

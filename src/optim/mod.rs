@@ -19,13 +19,14 @@ mod clip;
 mod lars;
 mod sgd;
 mod state;
+mod together;
 
 pub use adam::Adam;
 pub use clip::{clip_global_norm, clip_grad_norm};
 pub use lars::Lars;
 pub use sgd::Sgd;
 
-use crate::{Array, DType, Error, Result};
+use crate::{Array, DType, Error, Result, cuda::Define};
 use state::State;
 
 /// Whose formulas; the results differ.
@@ -55,6 +56,19 @@ impl Default for Step {
     }
 }
 
+/// One parameter's part of [`Optimizer::update_all`].
+#[derive(Debug)]
+pub struct Update<'a> {
+    /// The parameter's index, under which its state is kept.
+    pub index: usize,
+    /// The parameter.
+    pub w: &'a mut Array,
+    /// Its gradient.
+    pub grad: &'a Array,
+    /// This step's factors for it.
+    pub step: Step,
+}
+
 /// A rule that updates parameters, each under an index of its own.
 pub trait Optimizer: Send {
     /// Updates parameter `index`, in place, from its gradient.
@@ -62,6 +76,17 @@ pub trait Optimizer: Send {
     /// # Errors
     /// [`Error::Shape`] or [`Error::DType`] when parameter, gradient and state do not fit together.
     fn update(&mut self, index: usize, w: &mut Array, grad: &Array, step: &Step) -> Result<()>;
+
+    /// Updates many parameters, of different indices, to the same bits as [`Optimizer::update`] one by one, which is what it
+    /// does unless the optimizer has a faster way. [`Sgd`] and [`Adam`] need one launch for all parameters of a GPU and dtype;
+    /// captured in a [`Graph`](crate::cuda::Graph) they follow the learning rate, and count their updates, at each replay.
+    ///
+    /// # Errors
+    /// As for [`Optimizer::update`]; [`Error::Invalid`] for an index that comes twice.
+    fn update_all(&mut self, updates: &mut [Update]) -> Result<()> {
+        distinct("update_all", updates)?;
+        updates.iter_mut().try_for_each(|u| self.update(u.index, u.w, u.grad, &u.step))
+    }
 
     /// The learning rate.
     fn learning_rate(&self) -> f64;
@@ -120,7 +145,21 @@ fn check(op: &'static str, w: &Array, grad: &Array) -> Result<()> {
     w.context().same(op, &grad.context())
 }
 
+/// Errs where an index comes twice.
+fn distinct(op: &'static str, updates: &[Update]) -> Result<()> {
+    let mut indices = BTreeSet::new();
+    match updates.iter().find(|u| !indices.insert(u.index)) {
+        Some(u) => Err(Error::invalid(op, format!("parameter {} is to be updated twice at once", u.index))),
+        None => Ok(()),
+    }
+}
+
 /// The dtype of states.
 fn wide(dtype: DType) -> DType {
     if dtype == DType::F64 { DType::F64 } else { DType::F32 }
+}
+
+/// What `optim.cu` is compiled with for parameters of this dtype.
+fn defines(dtype: DType) -> [(&'static str, Define); 2] {
+    [("scalar_t", dtype.into()), ("norm_t", wide(dtype).into())]
 }

@@ -2,11 +2,14 @@
 
 use rayon::prelude::*;
 
-use super::{Convention, Optimizer, Prepare, State, Step, check, state, wide};
+use super::{
+    Convention, Optimizer, Prepare, State, Step, Update, check, defines, state,
+    together::{Formula, Together},
+};
 use crate::{
     Array, Result,
     cpu::parallel,
-    cuda::Launch,
+    cuda::{Launch, capture},
     dtype::{Real, real_type},
 };
 
@@ -29,13 +32,19 @@ use crate::{
 /// ```
 #[derive(Clone, Debug)]
 pub struct Sgd {
-    lr: f64,
+    form: Form,
+    state: State,
+    together: Together,
+}
+
+/// What does not change from step to step.
+#[derive(Clone, Copy, Debug)]
+struct Form {
     momentum: f64,
     weight_decay: f64,
     clip_gradient: Option<f64>,
     nesterov: bool,
     convention: Convention,
-    state: State,
 }
 
 /// The numbers of one update.
@@ -51,37 +60,38 @@ struct Rule {
 impl Sgd {
     /// With this learning rate; no momentum, no weight decay, MXNet's convention.
     pub fn new(lr: f64) -> Self {
-        let state = State::new(&["mom"]);
-        Sgd { lr, momentum: 0.0, weight_decay: 0.0, clip_gradient: None, nesterov: false, convention: Convention::MxNet, state }
+        let convention = Convention::MxNet;
+        let form = Form { momentum: 0.0, weight_decay: 0.0, clip_gradient: None, nesterov: false, convention };
+        Sgd { form, state: State::new(&["mom"], lr), together: Together::default() }
     }
 
     /// The momentum μ; 0 keeps no state.
     pub fn momentum(mut self, momentum: f64) -> Self {
-        self.momentum = momentum;
+        self.form.momentum = momentum;
         self
     }
 
     /// The weight decay wd, added to the gradient as wd·w.
     pub fn weight_decay(mut self, wd: f64) -> Self {
-        self.weight_decay = wd;
+        self.form.weight_decay = wd;
         self
     }
 
     /// Limits each element of the rescaled gradient to ±`limit`, before weight decay.
     pub fn clip_gradient(mut self, limit: f64) -> Self {
-        self.clip_gradient = Some(limit);
+        self.form.clip_gradient = Some(limit);
         self
     }
 
     /// Nesterov's momentum.
     pub fn nesterov(mut self, on: bool) -> Self {
-        self.nesterov = on;
+        self.form.nesterov = on;
         self
     }
 
     /// Where the learning rate stands.
     pub fn convention(mut self, convention: Convention) -> Self {
-        self.convention = convention;
+        self.form.convention = convention;
         self
     }
 }
@@ -89,34 +99,46 @@ impl Sgd {
 impl Optimizer for Sgd {
     fn update(&mut self, index: usize, w: &mut Array, grad: &Array, step: &Step) -> Result<()> {
         check("sgd", w, grad)?;
-        let prepare =
-            Prepare { rescale: step.rescale, clip: self.clip_gradient.unwrap_or(-1.0), wd: self.weight_decay * step.wd_mult };
-        let lr_inside = self.convention == Convention::MxNet;
-        let rule = Rule { prepare, lr: self.lr * step.lr_mult, momentum: self.momentum, lr_inside, nesterov: self.nesterov };
-        let slots = self.state.slots("sgd", index, w, usize::from(self.momentum != 0.0))?;
+        if capture::active() && w.context().is_gpu() {
+            return self.update_all(&mut [Update { index, w, grad, step: *step }]);
+        }
+        let form = self.form;
+        let prepare = Prepare { rescale: step.rescale, clip: form.clip(), wd: form.decay(step) };
+        let (lr, lr_inside) = (self.state.learning_rate() * step.lr_mult, form.lr_inside());
+        let rule = Rule { prepare, lr, momentum: form.momentum, lr_inside, nesterov: form.nesterov };
+        let slots = self.state.slots("sgd", index, w, form.kernel().2)?;
         let grad = grad.to_layout(w.layout())?;
         let momentum = slots.arrays.into_iter().next();
         if w.context().is_gpu() {
-            return rule.launch(w, slots.master, &grad, momentum);
+            rule.launch(w, slots.master, &grad, momentum)?;
+        } else {
+            state::on_master(w, slots.master, |w| {
+                real_type!("sgd", w.dtype(), F => {
+                    let g = grad.real::<F>("sgd")?;
+                    match momentum {
+                        None => rule.plain::<F>(w.as_mut_slice()?, &g),
+                        Some(m) => rule.with_momentum::<F>(w.as_mut_slice()?, &g, m.as_mut_slice()?),
+                    }
+                    Ok(())
+                })
+            })?;
         }
-        state::on_master(w, slots.master, |w| {
-            real_type!("sgd", w.dtype(), F => {
-                let g = grad.real::<F>("sgd")?;
-                match momentum {
-                    None => rule.plain::<F>(w.as_mut_slice()?, &g),
-                    Some(m) => rule.with_momentum::<F>(w.as_mut_slice()?, &g, m.as_mut_slice()?),
-                }
-                Ok(())
-            })
-        })
+        self.state.count(index);
+        Ok(())
+    }
+
+    fn update_all(&mut self, updates: &mut [Update]) -> Result<()> {
+        self.together.update(self.form, &mut self.state, updates)?;
+        let host = updates.iter_mut().filter(|u| !u.w.context().is_gpu());
+        host.into_iter().try_for_each(|u| self.update(u.index, u.w, u.grad, &u.step))
     }
 
     fn learning_rate(&self) -> f64 {
-        self.lr
+        self.state.learning_rate()
     }
 
     fn set_learning_rate(&mut self, lr: f64) {
-        self.lr = lr;
+        self.state.set_learning_rate(lr);
     }
 
     fn state(&self) -> Result<Vec<(String, Array)>> {
@@ -125,6 +147,37 @@ impl Optimizer for Sgd {
 
     fn load_state(&mut self, arrays: &[(String, Array)]) -> Result<()> {
         self.state.load(arrays)
+    }
+}
+
+impl Form {
+    fn lr_inside(&self) -> bool {
+        self.convention == Convention::MxNet
+    }
+}
+
+impl Formula for Form {
+    fn kernel(&self) -> (&'static str, &'static str, usize) {
+        if self.momentum == 0.0 { ("sgd", "sgd_all", 0) } else { ("sgd", "sgd_momentum_all", 1) }
+    }
+
+    fn clip(&self) -> f64 {
+        self.clip_gradient.unwrap_or(-1.0)
+    }
+
+    fn decay(&self, step: &Step) -> f64 {
+        self.weight_decay * step.wd_mult
+    }
+
+    fn rates(&self, lr: f64, _: i64, step: &Step) -> [f64; 3] {
+        [lr * step.lr_mult, 0.0, 0.0]
+    }
+
+    fn constants(&self, launch: Launch) -> Launch {
+        if self.momentum == 0.0 {
+            return launch;
+        }
+        launch.value(self.momentum).value(i32::from(self.lr_inside())).value(i32::from(self.nesterov))
     }
 }
 
@@ -166,7 +219,7 @@ impl Rule {
 
 /// A kernel of `optim.cu` for this parameter.
 pub(super) fn kernel(kernel: &'static str, w: &Array) -> Result<Launch> {
-    Launch::new(w, "optim.cu", kernel, &[("scalar_t", w.dtype().into()), ("norm_t", wide(w.dtype()).into())])
+    Launch::new(w, "optim.cu", kernel, &defines(w.dtype()))
 }
 
 /// A kernel of `optim.cu` with its first two arguments: what is updated in f32 at least, and its half-precision copy.

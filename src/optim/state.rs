@@ -1,6 +1,9 @@
 //! The states of all parameters by index, as named arrays.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use super::wide;
 use crate::{Array, Context, DType, Error, Result, cpu::buffers::Buffer, cuda::capture};
@@ -8,19 +11,53 @@ use crate::{Array, Context, DType, Error, Result, cpu::buffers::Buffer, cuda::ca
 /// The arrays of one parameter.
 #[derive(Clone, Debug, Default)]
 struct Entry {
-    /// Updates so far.
-    t: i64,
     /// One for each name; `None` until the first update.
     arrays: Vec<Option<Array>>,
     /// The f32 copy of a half-precision parameter.
     master: Option<Array>,
 }
 
-/// States by the parameter's index.
-#[derive(Clone, Debug)]
+/// What changes from step to step on the host. Captured graphs share it with their optimizer.
+#[derive(Debug, Default)]
+pub(super) struct Numbers {
+    pub(super) lr: f64,
+    /// Updates so far by the parameter's index.
+    updates: BTreeMap<usize, i64>,
+}
+
+impl Numbers {
+    /// One more update of parameter `index`; gives its number, from 1 on.
+    pub(super) fn count(&mut self, index: usize) -> i64 {
+        let t = self.updates.entry(index).or_default();
+        *t = t.saturating_add(1);
+        *t
+    }
+}
+
+/// A handle on [`Numbers`]; clones share them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Live(Arc<Mutex<Numbers>>);
+
+impl Live {
+    pub(super) fn with<T>(&self, f: impl FnOnce(&mut Numbers) -> T) -> T {
+        f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// States by the parameter's index, and the numbers of the next update.
+#[derive(Debug)]
 pub(super) struct State {
     names: &'static [&'static str],
     entries: BTreeMap<usize, Entry>,
+    live: Live,
+}
+
+impl Clone for State {
+    /// With numbers of its own.
+    fn clone(&self) -> Self {
+        let numbers = self.live.with(|n| Numbers { lr: n.lr, updates: n.updates.clone() });
+        State { names: self.names, entries: self.entries.clone(), live: Live(Arc::new(Mutex::new(numbers))) }
+    }
 }
 
 /// One parameter's state during an update.
@@ -31,12 +68,25 @@ pub(super) struct Slots<'a> {
 }
 
 impl State {
-    pub(super) fn new(names: &'static [&'static str]) -> Self {
-        State { names, entries: BTreeMap::new() }
+    pub(super) fn new(names: &'static [&'static str], lr: f64) -> Self {
+        let state = State { names, entries: BTreeMap::new(), live: Live::default() };
+        state.set_learning_rate(lr);
+        state
     }
 
-    /// The state of parameter `index`, made at its first update; the count of updates goes up. Of the names, the first `used`
-    /// are made.
+    pub(super) fn live(&self) -> Live {
+        self.live.clone()
+    }
+
+    pub(super) fn learning_rate(&self) -> f64 {
+        self.live.with(|n| n.lr)
+    }
+
+    pub(super) fn set_learning_rate(&self, lr: f64) {
+        self.live.with(|n| n.lr = lr);
+    }
+
+    /// The state of parameter `index`, made at its first update. Of the names, the first `used` are made.
     pub(super) fn slots(&mut self, op: &'static str, index: usize, w: &Array, used: usize) -> Result<Slots<'_>> {
         let entry = self.entries.entry(index).or_default();
         entry.arrays.resize(self.names.len(), None);
@@ -68,20 +118,24 @@ impl State {
                 None => entry.master = Some(widened(w, dtype)?),
             }
         }
-        entry.t = entry.t.saturating_add(1);
         let arrays = entry.arrays.iter_mut().take(used).flatten().collect();
         Ok(Slots { arrays, master: entry.master.as_mut() })
     }
 
     /// How often parameter `index` was updated.
     pub(super) fn updates(&self, index: usize) -> i64 {
-        self.entries.get(&index).map_or(0, |e| e.t)
+        self.live.with(|n| n.updates.get(&index).copied().unwrap_or(0))
+    }
+
+    /// One more update of parameter `index`.
+    pub(super) fn count(&self, index: usize) {
+        self.live.with(|n| n.count(index));
     }
 
     pub(super) fn save(&self) -> Result<Vec<(String, Array)>> {
         let mut out = Vec::new();
         for (index, e) in &self.entries {
-            out.push((format!("{index}.t"), Array::from_vec(vec![e.t], &[], &Context::Cpu)?));
+            out.push((format!("{index}.t"), Array::from_vec(vec![self.updates(*index)], &[], &Context::Cpu)?));
             for (name, a) in self.names.iter().zip(&e.arrays) {
                 out.extend(a.iter().map(|a| (format!("{index}.{name}"), a.clone())));
             }
@@ -91,17 +145,20 @@ impl State {
     }
 
     pub(super) fn load(&mut self, arrays: &[(String, Array)]) -> Result<()> {
-        let mut entries: BTreeMap<usize, Entry> = BTreeMap::new();
+        let (mut entries, mut updates): (BTreeMap<usize, Entry>, _) = (BTreeMap::new(), BTreeMap::new());
         for (path, a) in arrays {
             let unknown = || Error::Data {
                 path: path.clone(),
                 reason: format!("an optimizer's state has arrays <index>.t and <index>.{{{}, master}}", self.names.join(", ")),
             };
             let (index, name) = path.split_once('.').ok_or_else(unknown)?;
-            let e = entries.entry(index.parse().map_err(|_| unknown())?).or_default();
+            let index = index.parse().map_err(|_| unknown())?;
+            let e = entries.entry(index).or_default();
             e.arrays.resize(self.names.len(), None);
             match name {
-                "t" => e.t = (a.item()? as i64).max(0),
+                "t" => {
+                    updates.insert(index, (a.item()? as i64).max(0));
+                }
                 "master" => e.master = Some(a.clone()),
                 _ => {
                     let place = self.names.iter().position(|n| *n == name).ok_or_else(unknown)?;
@@ -110,6 +167,7 @@ impl State {
             }
         }
         self.entries = entries;
+        self.live.with(|n| n.updates = updates);
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
 use hadal::{
     Array, Result,
     check::{random, random_in},
-    ops::{BatchNorm, BatchNormInference},
+    ops::{BatchNorm, BatchNormInference, BatchNormInferenceRelu, BatchNormRelu},
 };
 
 use crate::Case;
@@ -26,6 +26,11 @@ pub fn cases() -> Result<Vec<Case>> {
         all.push(Case::new(op, inputs(&shape)?).both_layouts().rough().slack(3.0));
     }
     all.push(Case::new(op, inputs(&[9000, 2])?).rough().slack(3.0));
+    // Channels in whole packs of 16 bytes: one group of them and several, the last one not full; one chunk and several.
+    for shape in [[2, 8, 3, 5], [1, 16, 1, 2], [3, 24, 50, 53], [5, 72, 3, 1], [2, 136, 5, 7]] {
+        all.push(Case::new(op, inputs(&shape)?).both_layouts().rough().slack(3.0));
+    }
+    all.push(Case::new(op, inputs(&[701, 24])?).rough().slack(3.0));
 
     let op = BatchNormInference { eps: 1e-3 };
     for shape in [&[4, 3][..], &[2, 3, 4, 5], &[1, 17, 1, 1], &[0, 3, 2, 2], &[3, 2, 5], &[2, 1, 2, 3, 2]] {
@@ -34,5 +39,41 @@ pub fn cases() -> Result<Vec<Case>> {
         all_five.push(random_in(&shape[1..2], 5, 0.3, 2.0)?);
         all.push(Case::new(op, all_five).both_layouts().slack(2.0));
     }
+    fused(&mut all)?;
     Ok(all)
+}
+
+/// With ReLU, without and with a residual. Finite differences only where no output is near 0: β is large for every other channel
+/// and as far below 0 for the others.
+fn fused(all: &mut Vec<Case>) -> Result<()> {
+    let kink_free = |shape: &[usize]| -> Result<Vec<Array>> {
+        let mut x = inputs(shape)?;
+        let far = (0..shape[1]).map(|c| if c % 2 == 0 { 6.0 } else { -6.0 }).collect();
+        x[2] = Array::from_vec(far, &shape[1..2], &hadal::cpu())?;
+        Ok(x)
+    };
+    for shape in [&[4, 3][..], &[3, 5, 2], &[2, 3, 4, 5], &[5, 2, 3, 1], &[2, 16, 3, 3], &[50, 0]] {
+        let (train, predict) = (BatchNormRelu { eps: 1e-5 }, BatchNormInferenceRelu { eps: 1e-3 });
+        let x = kink_free(shape)?;
+        let statistics = [random(&shape[1..2], 4)?, random_in(&shape[1..2], 5, 0.3, 2.0)?];
+        let with = |rest: &[Array]| [&x, rest].concat();
+        let r = random(shape, 6)?;
+        all.push(Case::new(train, x.clone()).both_layouts().slack(3.0));
+        all.push(Case::new(train, with(&[r.clone()])).both_layouts().slack(3.0));
+        all.push(Case::new(predict, with(&statistics)).both_layouts().slack(3.0));
+        all.push(Case::new(predict, [with(&statistics), vec![r]].concat()).both_layouts().slack(3.0));
+    }
+    // Both sides of ReLU's kink in each channel; in f64, where rounding puts no element on the other side.
+    for shape in [&[7, 3][..], &[3, 17, 2], &[2, 3, 4, 5], &[1, 7, 5, 3], &[3, 24, 50, 53], &[3, 5, 50, 53], &[9001, 2]] {
+        let x = inputs(shape)?;
+        let statistics = [random(&shape[1..2], 4)?, random_in(&shape[1..2], 5, 0.3, 2.0)?];
+        let with = |rest: &[Array]| [&x, rest].concat();
+        let (train, predict, r) = (BatchNormRelu { eps: 1e-5 }, BatchNormInferenceRelu { eps: 1e-3 }, random(shape, 6)?);
+        let mut push = |case: Case| all.push(case.both_layouts().rough().dtypes(&[]).slack(3.0));
+        push(Case::new(train, x.clone()));
+        push(Case::new(train, with(&[r.clone()])));
+        push(Case::new(predict, with(&statistics)));
+        push(Case::new(predict, [with(&statistics), vec![r]].concat()));
+    }
+    Ok(())
 }

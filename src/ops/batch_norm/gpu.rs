@@ -1,6 +1,6 @@
 //! Batch normalization on the GPU: launches of `kernels/batch_norm.cu`.
 
-use super::{memory_shape, wide};
+use super::{Behind, Gradients, Incoming, memory_shape, wide};
 use crate::{Array, DType, Layout, Result, cpu::batch_norm::NormShape, cuda::Launch};
 
 /// The `Plane` of `kernels/batch_norm.cu`.
@@ -17,8 +17,15 @@ struct Plane {
 impl Plane {
     fn new(x: &Array, s: &NormShape) -> Self {
         let s = memory_shape(x, s);
-        // A block has 32 neighbouring channels of 8 threads each, or one channel; its chunk is read twice and stays in the cache.
-        let (least, most) = if s.inner == 1 { (256, 256) } else { (4096, 128) };
+        // A chunk is read twice and stays in the cache. For whole packs of channels about two blocks for each multiprocessor of
+        // a large GPU are enough (more take longer to merge), whatever this one has: sums do not depend on that.
+        let columns = (s.inner == 1).then(|| s.c.div_ceil(8 * pack(x))).filter(|_| s.c % pack(x) == 0);
+        let (least, most) = match columns {
+            Some(groups) => (64, (264 / groups.max(1)).max(1)),
+            // 32 neighbouring channels of 8 threads each, or one channel.
+            None if s.inner == 1 => (256, 256),
+            None => (4096, 128),
+        };
         let chunk = s.count().div_ceil(most).max(least);
         let as_i64 = |v: usize| v as i64;
         Plane {
@@ -30,10 +37,24 @@ impl Plane {
         }
     }
 
-    /// Queues a kernel with a block for each chunk of a channel, or of 32 channels.
-    fn run(&self, launch: Launch) -> Result<()> {
-        let groups = if self.inner == 1 { (self.channels + 31) / 32 } else { self.channels };
+    /// Whether channels come in whole packs of 16 bytes.
+    fn columns(&self, x: &Array) -> bool {
+        self.inner == 1 && self.channels % pack(x) as i64 == 0
+    }
+
+    /// Queues a kernel with a block for each chunk of a channel, or of 32 channels, or of 8 packs of channels.
+    fn run(&self, launch: Launch, x: &Array) -> Result<()> {
+        let groups = match self.inner {
+            1 if self.columns(x) => (self.channels as usize).div_ceil(8 * pack(x)) as i64,
+            1 => (self.channels + 31) / 32,
+            _ => self.channels,
+        };
         launch.run([(groups * self.splits) as u32, 1, 1], [256, 1, 1], 0)
+    }
+
+    /// Queues a kernel with a block for 32 channels.
+    fn merge(&self, launch: Launch) -> Result<()> {
+        launch.run([(self.channels as u32).div_ceil(32), 1, 1], [256, 1, 1], 0)
     }
 
     /// Room for two numbers of each chunk of each channel.
@@ -43,49 +64,62 @@ impl Plane {
     }
 }
 
+/// Elements of 16 bytes.
+fn pack(x: &Array) -> usize {
+    16 / x.dtype().size()
+}
+
 fn start(kernel: &'static str, x: &Array, param: DType, stat: DType) -> Result<Launch> {
     let defines = [("scalar_t", x.dtype().into()), ("param_t", param.into()), ("stat_t", stat.into())];
     Launch::new(x, "batch_norm.cu", kernel, &defines)
 }
 
 /// [y, mean, var]
-pub(super) fn forward(x: &Array, gamma: &Array, beta: &Array, eps: f64, s: &NormShape) -> Result<[Array; 3]> {
+pub(super) fn forward([x, gamma, beta]: [&Array; 3], behind: Behind, eps: f64, s: &NormShape) -> Result<[Array; 3]> {
     let (p, stat, param) = (Plane::new(x, s), wide(x.dtype()), gamma.dtype());
     let row = || Array::uninit(&[s.c], stat, Layout::RowMajor, &x.context());
     let (mean, var, partial) = (row()?, row()?, p.partial(x)?);
-    p.run(start("chunk_moments", x, param, stat)?.array(&partial).array(x).value(p))?;
-    start("merge_moments", x, param, stat)?.array(&mean).array(&var).array(&partial).value(p).run_1d(s.c)?;
-    let y = normalize(x, [gamma, beta, &mean, &var], eps, s)?;
+    let kernel = if p.columns(x) { "column_moments" } else { "chunk_moments" };
+    p.run(start(kernel, x, param, stat)?.array(&partial).array(x).value(p), x)?;
+    p.merge(start("merge_moments", x, param, stat)?.array(&mean).array(&var).array(&partial).value(p))?;
+    let y = normalize(x, [gamma, beta, &mean, &var], behind, eps, s)?;
     Ok([y, mean, var])
 }
 
 /// y from given [γ, β, μ, σ²]
-pub(super) fn normalize(x: &Array, [gamma, beta, mean, var]: [&Array; 4], eps: f64, s: &NormShape) -> Result<Array> {
+pub(super) fn normalize(
+    x: &Array,
+    [gamma, beta, mean, var]: [&Array; 4],
+    behind: Behind,
+    eps: f64,
+    s: &NormShape,
+) -> Result<Array> {
     let y = x.uninit_like()?;
     start("normalize", x, gamma.dtype(), mean.dtype())?
         .array(&y)
         .array(x)
+        .optional(behind.residual)
         .array(gamma)
         .array(beta)
         .array(mean)
         .array(var)
         .value(eps)
+        .value(i32::from(behind.relu))
         .value(Plane::new(x, s))
         .value(x.len() as i64)
-        .run_1d(x.len())?;
+        .run_in_turn(x.len().div_ceil(256 * pack(x)))?;
     Ok(y)
 }
 
-/// [dx, dγ, dβ, dμ, dσ²] from [x, γ, μ, σ²] and dy in x's layout; in training `statistics` are the gradients of the outputs μ
-/// and σ², which the last two results merely repeat.
+/// Gradients from [x, γ, μ, σ²]; in training `statistics` are the gradients of the outputs μ and σ², which dμ and dσ² merely repeat.
 pub(super) fn backward(
     [x, gamma, mean, var]: [&Array; 4],
-    dy: &Array,
+    Incoming { dy, y, dr }: Incoming,
     statistics: Option<(&Array, &Array)>,
     needs_dx: bool,
     eps: f64,
     s: &NormShape,
-) -> Result<[Option<Array>; 5]> {
+) -> Result<Gradients> {
     let (p, param, stat) = (Plane::new(x, s), gamma.dtype(), mean.dtype());
     let row = |dtype| Array::uninit(&[s.c], dtype, Layout::RowMajor, &x.context());
     let (dgamma, dbeta, partial) = (row(param)?, row(param)?, p.partial(x)?);
@@ -94,8 +128,9 @@ pub(super) fn backward(
         None => (row(stat)?, row(stat)?),
     };
     let coefficients = Array::uninit(&[3, s.c], wide(x.dtype()), Layout::RowMajor, &x.context())?;
-    p.run(start("chunk_products", x, param, stat)?.array(&partial).array(x).array(dy).array(mean).value(p))?;
-    start("merge_products", x, param, stat)?
+    let kernel = if p.columns(x) { "column_products" } else { "chunk_products" };
+    p.run(start(kernel, x, param, stat)?.array(&partial).array(x).array(dy).optional(y).array(mean).value(p), x)?;
+    let merge = start("merge_products", x, param, stat)?
         .array(&coefficients)
         .array(&dgamma)
         .array(&dbeta)
@@ -106,19 +141,24 @@ pub(super) fn backward(
         .array(var)
         .value(eps)
         .value(i32::from(statistics.is_some()))
-        .value(p)
-        .run_1d(s.c)?;
-    let dx = if needs_dx { Some(x.uninit_like()?) } else { None };
-    if let Some(dx) = &dx {
+        .value(p);
+    p.merge(merge)?;
+    let mut all =
+        Gradients { dgamma: Some(dgamma), dbeta: Some(dbeta), dmean: Some(dmean), dvar: Some(dvar), ..Gradients::default() };
+    if needs_dx || dr {
+        let (dx, dr) = (x.uninit_like()?, if dr { Some(x.uninit_like()?) } else { None });
         start("combine", x, param, stat)?
-            .array(dx)
+            .array(&dx)
+            .optional(dr.as_ref())
             .array(x)
             .array(dy)
+            .optional(y)
             .array(mean)
             .array(&coefficients)
             .value(p)
             .value(x.len() as i64)
-            .run_1d(x.len())?;
+            .run_in_turn(x.len().div_ceil(256 * pack(x)))?;
+        (all.dx, all.dr) = (Some(dx), dr);
     }
-    Ok([dx, Some(dgamma), Some(dbeta), Some(dmean), Some(dvar)])
+    Ok(all)
 }

@@ -1,7 +1,10 @@
 //! Batch normalization (Ioffe and Szegedy 2015): with the batch's statistics, or with given ones.
 
 mod cpu;
+mod fused;
 mod gpu;
+
+pub use fused::{BatchNormInferenceRelu, BatchNormRelu};
 
 use crate::{
     Array, Context, DType, Error, Layout, Result, Tensor,
@@ -63,37 +66,108 @@ fn check(op: &'static str, eps: f64, x: &Array, rest: &[&Array]) -> Result<NormS
     Ok(NormShape { n, c, inner: x.shape()[2..].iter().product() })
 }
 
+/// What comes behind the normalization in the same pass.
+#[derive(Clone, Copy, Debug, Default)]
+struct Behind<'a> {
+    /// ReLU, last.
+    relu: bool,
+    /// An array to add before ReLU, like x and in its memory order.
+    residual: Option<&'a Array>,
+}
+
+/// The gradient that comes in, in x's memory order.
+#[derive(Clone, Copy, Debug)]
+struct Incoming<'a> {
+    dy: &'a Array,
+    /// Where there was ReLU, the output: what it made 0 sends nothing back.
+    y: Option<&'a Array>,
+    /// Whether the masked gradient itself is wanted, as the residual's.
+    dr: bool,
+}
+
+/// Gradients of all inputs.
+#[derive(Debug, Default)]
+struct Gradients {
+    dx: Option<Array>,
+    dgamma: Option<Array>,
+    dbeta: Option<Array>,
+    dmean: Option<Array>,
+    dvar: Option<Array>,
+    dr: Option<Array>,
+}
+
+/// [y, μ, σ²] with the batch's statistics; keeps x, γ, μ, σ², and y behind ReLU.
+fn train(op: &'static str, eps: f64, [x, gamma, beta]: [&Array; 3], behind: Behind, saved: &mut Saved) -> Result<Vec<Array>> {
+    let s = check(op, eps, x, &[gamma, beta])?;
+    if s.count() == 0 && s.c > 0 {
+        return Err(Error::shape(op, "an empty batch has no mean and variance", &[x.shape()]));
+    }
+    let [y, mean, var] = match x.context() {
+        Context::Cpu => cpu::forward([x, gamma, beta], behind, eps, &s)?,
+        Context::Gpu(_) => gpu::forward([x, gamma, beta], behind, eps, &s)?,
+    };
+    if saved.wanted() {
+        [x, gamma, &mean, &var].into_iter().chain(behind.relu.then_some(&y)).for_each(|a| saved.keep(a));
+    }
+    Ok(vec![y, mean, var])
+}
+
+/// y with given statistics; keeps what [`train`] keeps.
+fn given(
+    op: &'static str,
+    eps: f64,
+    [x, gamma, beta, mean, var]: [&Array; 5],
+    behind: Behind,
+    saved: &mut Saved,
+) -> Result<Vec<Array>> {
+    let s = check(op, eps, x, &[gamma, beta, mean, var])?;
+    let y = match x.context() {
+        Context::Cpu => cpu::inference(x, [gamma, beta, mean, var], behind, eps, &s)?,
+        Context::Gpu(_) => gpu::normalize(x, [gamma, beta, mean, var], behind, eps, &s)?,
+    };
+    if saved.wanted() {
+        [x, gamma, mean, var].into_iter().chain(behind.relu.then_some(&y)).for_each(|a| saved.keep(a));
+    }
+    Ok(vec![y])
+}
+
+/// Gradients from what was kept. In training `statistics` are the gradients of the outputs μ and σ²; `residual` is that input's number,
+/// behind ReLU.
+fn gradients(
+    op: &'static str,
+    eps: f64,
+    saved: &Saved,
+    dy: &Array,
+    statistics: Option<(&Array, &Array)>,
+    residual: Option<usize>,
+) -> Result<Gradients> {
+    let kept = [saved.get(0)?, saved.get(1)?, saved.get(2)?, saved.get(3)?];
+    let s = check(op, eps, kept[0], &kept[1..2])?;
+    let dy = dy.to_layout(kept[0].layout())?;
+    let (y, dr) = match residual {
+        Some(i) => (Some(saved.get(4)?), saved.needs(i)),
+        None => (None, false),
+    };
+    let incoming = Incoming { dy: &dy, y, dr };
+    match kept[0].context() {
+        Context::Cpu => cpu::backward(kept, incoming, statistics, eps, &s),
+        Context::Gpu(_) => gpu::backward(kept, incoming, statistics, saved.needs(0), eps, &s),
+    }
+}
+
 impl Op for BatchNorm {
     fn name(&self) -> &'static str {
         "batch_norm"
     }
 
     fn forward(&self, x: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
-        let [x, gamma, beta] = x else { return Err(Error::invalid(self.name(), "x, gamma and beta are needed")) };
-        let s = check(self.name(), self.eps, x, &[gamma, beta])?;
-        if s.count() == 0 && s.c > 0 {
-            return Err(Error::shape(self.name(), "an empty batch has no mean and variance", &[x.shape()]));
-        }
-        let [y, mean, var] = match x.context() {
-            Context::Cpu => cpu::forward(x, gamma, beta, self.eps, &s)?,
-            Context::Gpu(_) => gpu::forward(x, gamma, beta, self.eps, &s)?,
-        };
-        if saved.wanted() {
-            [x, *gamma, &mean, &var].iter().for_each(|a| saved.keep(a));
-        }
-        Ok(vec![y, mean, var])
+        let &[x, gamma, beta] = x else { return Err(Error::invalid(self.name(), "x, gamma and beta are needed")) };
+        train(self.name(), self.eps, [x, gamma, beta], Behind::default(), saved)
     }
 
     fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
-        let given = [saved.get(0)?, saved.get(1)?, saved.get(2)?, saved.get(3)?];
-        let s = check(self.name(), self.eps, given[0], &given[1..2])?;
-        let dy_ = dy[0].to_layout(given[0].layout())?;
-        let statistics = Some((&dy[1], &dy[2]));
-        let [dx, dgamma, dbeta, ..] = match given[0].context() {
-            Context::Cpu => cpu::backward(given, &dy_, statistics, self.eps, &s)?,
-            Context::Gpu(_) => gpu::backward(given, &dy_, statistics, saved.needs(0), self.eps, &s)?,
-        };
-        Ok(vec![dx, dgamma, dbeta])
+        let g = gradients(self.name(), self.eps, saved, &dy[0], Some((&dy[1], &dy[2])), None)?;
+        Ok(vec![g.dx, g.dgamma, g.dbeta])
     }
 }
 
@@ -103,29 +177,15 @@ impl Op for BatchNormInference {
     }
 
     fn forward(&self, x: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
-        let [x, gamma, beta, mean, var] = x else {
+        let &[x, gamma, beta, mean, var] = x else {
             return Err(Error::invalid(self.name(), "x, gamma, beta, mean and var are needed"));
         };
-        let s = check(self.name(), self.eps, x, &[gamma, beta, mean, var])?;
-        let y = match x.context() {
-            Context::Cpu => cpu::inference(x, [gamma, beta, mean, var], self.eps, &s)?,
-            Context::Gpu(_) => gpu::normalize(x, [gamma, beta, mean, var], self.eps, &s)?,
-        };
-        if saved.wanted() {
-            [x, *gamma, *mean, *var].iter().for_each(|a| saved.keep(a));
-        }
-        Ok(vec![y])
+        given(self.name(), self.eps, [x, gamma, beta, mean, var], Behind::default(), saved)
     }
 
     fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
-        let given = [saved.get(0)?, saved.get(1)?, saved.get(2)?, saved.get(3)?];
-        let s = check(self.name(), self.eps, given[0], &[])?;
-        let dy = dy[0].to_layout(given[0].layout())?;
-        let all = match given[0].context() {
-            Context::Cpu => cpu::backward(given, &dy, None, self.eps, &s)?,
-            Context::Gpu(_) => gpu::backward(given, &dy, None, saved.needs(0), self.eps, &s)?,
-        };
-        Ok(all.into())
+        let g = gradients(self.name(), self.eps, saved, &dy[0], None, None)?;
+        Ok(vec![g.dx, g.dgamma, g.dbeta, g.dmean, g.dvar])
     }
 }
 

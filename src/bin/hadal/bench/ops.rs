@@ -23,6 +23,10 @@ enum Kind {
     Sigmoid,
     Add,
     BatchNorm,
+    /// With ReLU in the same pass.
+    BatchNormRelu,
+    /// With a residual (the last input) and ReLU in the same pass.
+    BatchNormAddRelu,
     MaxPool,
     GlobalAvgPool,
     Dropout,
@@ -65,6 +69,8 @@ impl Case {
             Kind::Sigmoid => x.sigmoid(),
             Kind::Add => x + &t[1],
             Kind::BatchNorm => Ok(x.batch_norm(&t[1], &t[2], 1e-5)?.0),
+            Kind::BatchNormRelu => Ok(x.batch_norm_relu(&t[1], &t[2], None, 1e-5)?.0),
+            Kind::BatchNormAddRelu => Ok(x.batch_norm_relu(&t[1], &t[2], Some(&t[3]), 1e-5)?.0),
             Kind::MaxPool => x.max_pool2d(PoolOptions::new([3, 3]).stride([2, 2]).padding([1, 1])),
             Kind::GlobalAvgPool => x.global_avg_pool2d(),
             Kind::Dropout => x.dropout(0.5),
@@ -93,7 +99,8 @@ impl Case {
             Kind::Conv(..) => &[("dx", &[0]), ("dw", &[1])],
             Kind::Matmul => &[("da", &[0]), ("db", &[1])],
             Kind::Dense => &[("dx", &[0]), ("dw, db", &[1, 2])],
-            Kind::BatchNorm => &[("dx, dγ, dβ", &[0, 1, 2])],
+            Kind::BatchNorm | Kind::BatchNormRelu => &[("dx, dγ, dβ", &[0, 1, 2])],
+            Kind::BatchNormAddRelu => &[("dx, dγ, dβ, dr", &[0, 1, 2, 3])],
             Kind::Add | Kind::Copy => &[],
             _ => &[("dx", &[0])],
         }
@@ -144,6 +151,8 @@ pub fn table(o: &Options) -> Vec<Case> {
         Case::new("sigmoid", Kind::Sigmoid, &[&map]),
         Case::new("add", Kind::Add, &[&map, &map]),
         Case::new("batch_norm", Kind::BatchNorm, &[&map, &[c], &[c]]),
+        Case::new("batch_norm + relu", Kind::BatchNormRelu, &[&map, &[c], &[c]]),
+        Case::new("batch_norm + add + relu", Kind::BatchNormAddRelu, &[&map, &[c], &[c], &map]),
         Case::new("max_pool2d 3x3/2", Kind::MaxPool, &[&map]),
         Case::new("global_avg_pool2d", Kind::GlobalAvgPool, &[&map]),
         Case::new("dropout", Kind::Dropout, &[&wide]),
@@ -225,7 +234,8 @@ fn measure(case: &Case, numbers: Numbers, o: &Options) -> Result<Vec<Row>> {
             let labels = case.kind == Kind::SoftmaxCrossEntropy && i == 1;
             let x = Tensor::uniform(0.1, 1.0, shape, &o.ctx)?.cast(if labels { DType::I64 } else { dtype })?;
             // Scales and offsets stay in f32, as in training.
-            let x = if case.kind == Kind::BatchNorm && i > 0 { x.cast(DType::F32)? } else { x };
+            let normal = matches!(case.kind, Kind::BatchNorm | Kind::BatchNormRelu | Kind::BatchNormAddRelu);
+            let x = if normal && (i == 1 || i == 2) { x.cast(DType::F32)? } else { x };
             let last = o.channels_last && shape.len() == 4;
             let x = Tensor::new(x.array().to_layout(if last { Layout::ChannelsLast } else { Layout::RowMajor })?);
             Ok(if gradients.contains(&i) { x.attach_grad() } else { x })

@@ -1,0 +1,205 @@
+//! All parameters of one device and dtype updated by one launch over a table of their addresses.
+//!
+//! The table and the numbers that change from step to step lie in device memory. Outside of a capture they are written where
+//! they differ from the last step's. A captured launch has a table and numbers of its own, which live as long as the graph;
+//! the numbers are brought up to date before each replay, so that it follows the learning rate and counts as an update.
+
+use std::{
+    fmt::Debug,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use super::{
+    Step, Update, check, defines, distinct,
+    state::{Live, State},
+};
+use crate::{
+    Array, Context, DType, Error, Layout, Result,
+    cuda::{Launch, capture},
+};
+
+/// Elements of a chunk in `kernels/optim.cu`.
+const CHUNK: usize = 4096;
+/// Words of a parameter in the table.
+const ENTRY: usize = 9;
+
+/// An optimizer's rule as its kernel over all parameters knows it.
+pub(super) trait Formula: Debug + Send + Sync {
+    /// The optimizer's name in errors, its kernel, and how many states the kernel has.
+    fn kernel(&self) -> (&'static str, &'static str, usize);
+    /// The largest magnitude of a rescaled gradient's element; negative for any.
+    fn clip(&self) -> f64;
+    /// What of the weight decay goes into the gradient.
+    fn decay(&self, step: &Step) -> f64;
+    /// The numbers of a parameter's `t`-th update at this learning rate.
+    fn rates(&self, lr: f64, t: i64, step: &Step) -> [f64; 3];
+    /// The kernel's last arguments.
+    fn constants(&self, launch: Launch) -> Launch;
+}
+
+/// The numbers of each parameter's update, on the device.
+#[derive(Debug)]
+struct Rates {
+    device: Array,
+    /// What the device has.
+    last: Mutex<Vec<u64>>,
+    parts: Vec<(usize, Step)>,
+    formula: Arc<dyn Formula>,
+    live: Live,
+}
+
+impl Rates {
+    fn new(parts: Vec<(usize, Step)>, formula: Arc<dyn Formula>, live: Live, ctx: &Context) -> Result<Self> {
+        let device = Array::uninit(&[3 * parts.len()], DType::F64, Layout::RowMajor, ctx)?;
+        Ok(Rates { device, last: Mutex::default(), parts, formula, live })
+    }
+
+    /// Counts an update of each parameter and lets the device know its numbers.
+    fn advance(&self) -> Result<()> {
+        let mut words = Vec::with_capacity(3 * self.parts.len());
+        self.live.with(|live| {
+            for (index, step) in &self.parts {
+                let t = live.count(*index);
+                words.extend(self.formula.rates(live.lr, t, step).map(f64::to_bits));
+            }
+        });
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if *last != words {
+            write(&self.device, &words)?;
+            *last = words;
+        }
+        Ok(())
+    }
+}
+
+/// What a launch reads.
+#[derive(Debug)]
+struct Plan {
+    table: Array,
+    words: Vec<u64>,
+    rates: Arc<Rates>,
+}
+
+impl Plan {
+    fn new(words: Vec<u64>, rates: Rates, ctx: &Context) -> Result<Self> {
+        let table = Array::uninit(&[words.len()], DType::I64, Layout::RowMajor, ctx)?;
+        write(&table, &words)?;
+        Ok(Plan { table, words, rates: Arc::new(rates) })
+    }
+}
+
+/// The plans of the steps outside of captures, one for each device and dtype; a clone makes its own.
+#[derive(Debug, Default)]
+pub(super) struct Together {
+    plans: Vec<(Context, DType, Plan)>,
+}
+
+impl Clone for Together {
+    fn clone(&self) -> Self {
+        Together::default()
+    }
+}
+
+impl Together {
+    /// Those of `updates` that are on a GPU, in one launch for each device and dtype.
+    pub(super) fn update(&mut self, formula: impl Formula + 'static, state: &mut State, updates: &mut [Update]) -> Result<()> {
+        let formula: Arc<dyn Formula> = Arc::new(formula);
+        let (op, mut groups) = (formula.kernel().0, Vec::new());
+        distinct(op, updates)?;
+        for u in updates.iter() {
+            check(op, u.w, u.grad)?;
+            let group = (u.w.context(), u.w.dtype());
+            if group.0.is_gpu() && !groups.contains(&group) {
+                groups.push(group);
+            }
+        }
+        for (ctx, dtype) in groups {
+            let group = updates.iter_mut().filter(|u| u.w.context() == ctx && u.w.dtype() == dtype).collect();
+            self.launch(&formula, state, group, ctx, dtype)?;
+        }
+        Ok(())
+    }
+
+    fn launch(
+        &mut self,
+        formula: &Arc<dyn Formula>,
+        state: &mut State,
+        group: Vec<&mut Update>,
+        ctx: Context,
+        dtype: DType,
+    ) -> Result<()> {
+        let (op, kernel, states) = formula.kernel();
+        let Some(first) = group.first() else { return Ok(()) };
+        let mut launch = Launch::new(first.w, "optim.cu", kernel, &defines(dtype))?;
+        let (mut words, mut parts) = (Vec::with_capacity(ENTRY * group.len()), Vec::with_capacity(group.len()));
+        // Gradients in their parameter's layout, which have to last until the launch is queued.
+        let mut grads = Vec::with_capacity(group.len());
+        let mut chunks = 0;
+        for u in group {
+            let grad = u.grad.to_layout(u.w.layout())?;
+            let slots =
+                capture::naming(|| format!("the state of parameter {}", u.index), || state.slots(op, u.index, u.w, states))?;
+            u.w.make_unique()?;
+            let own = launch.pointer(u.w);
+            let [w, low] = slots.master.map_or([own, 0], |master| [launch.pointer(master), own]);
+            let mut places = slots.arrays.iter().map(|a| launch.pointer(a));
+            let [a, b] = std::array::from_fn(|_| places.next().unwrap_or(0));
+            drop(places);
+            let (n, grad_) = (u.w.len(), launch.pointer(&grad));
+            let [rescale, wd] = [u.step.rescale, formula.decay(&u.step)].map(f64::to_bits);
+            words.extend([w, low, grad_, a, b, chunks as u64, n as u64, rescale, wd]);
+            parts.push((u.index, u.step));
+            grads.push(grad);
+            chunks += n.div_ceil(CHUNK);
+        }
+        let make = |words, parts| Plan::new(words, Rates::new(parts, formula.clone(), state.live(), &ctx)?, &ctx);
+        let run = |plan: &Plan| {
+            let parameters = plan.rates.parts.len() as i32;
+            let launch = launch.array(&plan.table).array(&plan.rates.device).value(parameters).value(chunks as i64);
+            formula.constants(launch.value(formula.clip())).run_in_turn(chunks)
+        };
+        if capture::active() {
+            let plan = capture::outside(|| make(words, parts))?;
+            run(&plan)?;
+            let rates = plan.rates;
+            capture::before_replay(Box::new(move || rates.advance()));
+            return Ok(());
+        }
+        let place = self.plans.iter().position(|(c, d, _)| (*c, *d) == (ctx, dtype));
+        let mut plan = match place.map(|i| self.plans.swap_remove(i).2) {
+            Some(plan) if plan.rates.parts == parts => plan,
+            _ => make(words.clone(), parts)?,
+        };
+        if plan.words != words {
+            write(&plan.table, &words)?;
+            plan.words = words;
+        }
+        plan.rates.advance()?;
+        run(&plan)?;
+        self.plans.push((ctx, dtype, plan));
+        Ok(())
+    }
+}
+
+/// The `Words` of `kernels/optim.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Words {
+    v: [u64; 480],
+}
+
+/// Writes words to the device without waiting: they travel as a kernel's arguments.
+pub(super) fn write(to: &Array, words: &[u64]) -> Result<()> {
+    const MOST: usize = 480;
+    for (i, part) in words.chunks(MOST).enumerate() {
+        let mut by_value = Words { v: [0; MOST] };
+        by_value.v[..part.len()].copy_from_slice(part);
+        Launch::new(to, "optim.cu", "put_words", &defines(DType::F32))?
+            .array(to)
+            .value(by_value)
+            .value((i * MOST) as i64)
+            .value(part.len() as i64)
+            .run_1d(part.len())?;
+    }
+    Ok(())
+}
