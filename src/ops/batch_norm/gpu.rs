@@ -107,7 +107,7 @@ pub(super) fn normalize(
         .value(i32::from(behind.relu))
         .value(Plane::new(x, s))
         .value(x.len() as i64)
-        .run_in_turn(x.len().div_ceil(256 * pack(x)))?;
+        .run_packed(x.len(), x.dtype())?;
     Ok(y)
 }
 
@@ -157,7 +157,7 @@ pub(super) fn backward(
             .array(&coefficients)
             .value(p)
             .value(x.len() as i64)
-            .run_in_turn(x.len().div_ceil(256 * pack(x)))?;
+            .run_packed(x.len(), x.dtype())?;
         (all.dx, all.dr) = (Some(dx), dr);
     }
     Ok(all)
