@@ -185,7 +185,7 @@ impl TensorMap {
         }
         let (kind, size) = (self.kind(array.dtype()).map_err(refuse)?, array.dtype().size());
         self.check(array.len(), size).map_err(refuse)?;
-        if address % 16 != 0 {
+        if !address.is_multiple_of(16) {
             return Err(refuse("the array does not begin at a multiple of 16 bytes".into()));
         }
         for name in ["cuTensorMapEncodeTiled", "cuTensorMapEncodeIm2col"] {

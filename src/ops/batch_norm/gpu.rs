@@ -19,7 +19,7 @@ impl Plane {
         let s = memory_shape(x, s);
         // A chunk is read twice and stays in the cache. For whole packs of channels about two blocks for each multiprocessor of
         // a large GPU are enough (more take longer to merge), whatever this one has: sums do not depend on that.
-        let columns = (s.inner == 1).then(|| s.c.div_ceil(8 * pack(x))).filter(|_| s.c % pack(x) == 0);
+        let columns = (s.inner == 1).then(|| s.c.div_ceil(8 * pack(x))).filter(|_| s.c.is_multiple_of(pack(x)));
         let (least, most) = match columns {
             Some(groups) => (64, (264 / groups.max(1)).max(1)),
             // 32 neighbouring channels of 8 threads each, or one channel.
