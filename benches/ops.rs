@@ -31,6 +31,11 @@ fn table() -> Vec<(&'static str, Vec<Vec<usize>>, Run)> {
         ("avg_pool2d 3x3/2", vec![vec![32, 64, 48, 48]], Box::new(move |t| t[0].avg_pool2d(pool))),
         ("global_avg_pool2d", vec![map.clone()], Box::new(|t| t[0].global_avg_pool2d())),
         ("batch_norm", vec![map.clone(), vec![64], vec![64]], Box::new(|t| Ok(t[0].batch_norm(&t[1], &t[2], 1e-5)?.0))),
+        (
+            "batch_norm + add + relu",
+            vec![map.clone(), vec![64], vec![64], map.clone()],
+            Box::new(|t| Ok(t[0].batch_norm_relu(&t[1], &t[2], Some(&t[3]), 1e-5)?.0)),
+        ),
         ("relu", vec![map.clone()], Box::new(|t| t[0].relu())),
         ("sigmoid", vec![map.clone()], Box::new(|t| t[0].sigmoid())),
         ("gelu", vec![map.clone()], Box::new(|t| t[0].gelu())),

@@ -11,9 +11,9 @@ __device__ __forceinline__ bool beats(acc_t a, i64 i, acc_t b, i64 j, int larges
   return (largest ? a > b : a < b) || (a == b && i < j);
 }
 
-extern "C" __global__ void arg_columns(scalar_t* __restrict__ y, i64* __restrict__ index,
-                                       const scalar_t* __restrict__ x, const i64* __restrict__ xi, int largest,
-                                       Index kept, int kept_rank, Index reduced, int reduced_rank, i64 outputs,
+extern "C" __global__ void arg_columns(scalar_t* __restrict__ y, i64* __restrict__ index, const scalar_t* __restrict__ x,
+                                       const i64* __restrict__ xi, int largest, const __grid_constant__ Index kept,
+                                       int kept_rank, const __grid_constant__ Index reduced, int reduced_rank, i64 outputs,
                                        i64 count, i64 len, i64 jobs) {
   GRID_STRIDE(job, jobs) {
     i64 slice = job / outputs, o = job - slice * outputs;
@@ -32,8 +32,9 @@ extern "C" __global__ void arg_columns(scalar_t* __restrict__ y, i64* __restrict
 }
 
 extern "C" __global__ void arg_rows(scalar_t* __restrict__ y, i64* __restrict__ index, const scalar_t* __restrict__ x,
-                                    const i64* __restrict__ xi, int largest, Index kept, int kept_rank, Index reduced,
-                                    int reduced_rank, i64 outputs, i64 count, i64 len, i64 jobs) {
+                                    const i64* __restrict__ xi, int largest, const __grid_constant__ Index kept, int kept_rank,
+                                    const __grid_constant__ Index reduced, int reduced_rank, i64 outputs, i64 count, i64 len,
+                                    i64 jobs) {
   __shared__ acc_t part[256];
   __shared__ i64 part_at[256];
   int t = threadIdx.x;

@@ -2,6 +2,7 @@
 // One file is compiled for each -DFUNCTION and dtype. Integers wrap around; x / 0 = 0 there.
 // variants: scalar_t=float,double,f16,bf16,u8,i64; FUNCTION=ADD,SUB,MUL,DIV,POWER,MAXIMUM,MINIMUM,EQ,NE,LT,LE,GT,GE
 #include "broadcast.cuh"
+#include "pack.cuh"
 
 enum { ADD, SUB, MUL, DIV, POWER, MAXIMUM, MINIMUM, EQ, NE, LT, LE, GT, GE };
 
@@ -78,6 +79,20 @@ extern "C" __global__ void binary_fwd(scalar_t* __restrict__ y, const scalar_t* 
   }
 }
 
+// y = f(a, b), all three of one shape in one memory order
+extern "C" __global__ void binary_same(scalar_t* __restrict__ y, const scalar_t* __restrict__ a, const scalar_t* __restrict__ b,
+                                       i64 n) {
+  FOR_PACKS(i, n, PACK) {
+    acc_t u[PACK], v[PACK];
+    load_pack(u, a + i);
+    load_pack(v, b + i);
+#pragma unroll
+    for (int k = 0; k < PACK; ++k) u[k] = value(u[k], v[k]);
+    store_pack(y + i, u);
+  }
+  FOR_REST(i, n, PACK) store(y + i, value(load(a + i), load(b + i)));
+}
+
 // g (dense, the output's shape) = dy * df/d(side); w has the strides of dy, a and b
 extern "C" __global__ void binary_bwd(scalar_t* __restrict__ g, const scalar_t* __restrict__ dy,
                                       const scalar_t* __restrict__ a, const scalar_t* __restrict__ b, Walk w, int side,
@@ -93,7 +108,14 @@ extern "C" __global__ void binary_bwd(scalar_t* __restrict__ g, const scalar_t* 
 extern "C" __global__ void scalar_fwd(scalar_t* __restrict__ y, const scalar_t* __restrict__ x, double s, int flipped,
                                       i64 n) {
   acc_t c = (acc_t)s;
-  GRID_STRIDE(i, n) {
+  FOR_PACKS(i, n, PACK) {
+    acc_t v[PACK];
+    load_pack(v, x + i);
+#pragma unroll
+    for (int k = 0; k < PACK; ++k) v[k] = flipped ? value(c, v[k]) : value(v[k], c);
+    store_pack(y + i, v);
+  }
+  FOR_REST(i, n, PACK) {
     acc_t v = load(x + i);
     store(y + i, flipped ? value(c, v) : value(v, c));
   }

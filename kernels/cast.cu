@@ -2,7 +2,7 @@
 // towards zero with saturation (NaN is 0), integers become narrower ones by their low bits.
 // variants: scalar_t=float,double,f16,bf16,u8,i64; to_t=float,i64
 // variants: scalar_t=float,i64; to_t=double,f16,bf16,u8
-#include "common.cuh"
+#include "pack.cuh"
 
 // Rounding to odd keeps what a second rounding to a half type has to know.
 __device__ __forceinline__ float to_odd(double x) {
@@ -50,5 +50,15 @@ template <> struct to<u8> {
 };
 
 extern "C" __global__ void cast(to_t* __restrict__ y, const scalar_t* __restrict__ x, i64 n) {
-  GRID_STRIDE(i, n) store(y + i, to<to_t>::from(load(x + i)));
+  // As many elements as make 16 bytes of the narrower type.
+  constexpr int N = 16 / (int)(sizeof(to_t) < sizeof(scalar_t) ? sizeof(to_t) : sizeof(scalar_t));
+  FOR_PACKS(i, n, N) {
+    acc_t from[N];
+    acc<to_t>::type v[N];
+    load_pack(from, x + i);
+#pragma unroll
+    for (int k = 0; k < N; ++k) v[k] = to<to_t>::from(from[k]);
+    store_pack(y + i, v);
+  }
+  FOR_REST(i, n, N) store(y + i, to<to_t>::from(load(x + i)));
 }

@@ -1,22 +1,34 @@
 // y = x scale where the word of the element is at least `threshold` in its upper 24 bits, else 0. The mask is never stored:
 // the backward pass is the same kernel on dy with the same draw.
 // variants: scalar_t=float,double,f16,bf16
+#include "pack.cuh"
 #include "philox.cuh"
 
 __device__ __forceinline__ void keep_or_drop(scalar_t* y, const scalar_t* x, i64 i, unsigned word, unsigned threshold, acc_t scale) {
   store(y + i, (word >> 8) >= threshold ? (acc_t)(load(x + i) * scale) : (acc_t)0);
 }
 
-// Row-major memory: one thread for the four elements of a block of words.
+// Row-major memory: one thread for a pack, or for the four elements of a block of words where that is more.
 extern "C" __global__ void dropout(scalar_t* __restrict__ y, const scalar_t* __restrict__ x, Draw draw, unsigned threshold,
                                    double scale, i64 n) {
   draw = resolved(draw);
-  GRID_STRIDE(block, (n + 3) / 4) {
-    Words words = philox(draw, (u64)block);
+  constexpr int N = PACK < 4 ? 4 : PACK;
+  FOR_PACKS(i, n, N) {
+    acc_t v[N];
+    load_pack(v, x + i);
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      if (block * 4 + k < n) keep_or_drop(y, x, block * 4 + k, words.w[k], threshold, (acc_t)scale);
+    for (int block = 0; block < N / 4; ++block) {
+      Words words = philox(draw, (u64)(i / 4 + block));
+#pragma unroll
+      for (int k = 0; k < 4; ++k) v[block * 4 + k] = (words.w[k] >> 8) >= threshold ? (acc_t)(v[block * 4 + k] * (acc_t)scale) : (acc_t)0;
     }
+    store_pack(y + i, v);
+  }
+  FOR_REST(i, n, N) {
+    Words words = philox(draw, (u64)i / 4);
+    int k = (int)(i & 3);
+    unsigned word = k == 0 ? words.w[0] : k == 1 ? words.w[1] : k == 2 ? words.w[2] : words.w[3];
+    keep_or_drop(y, x, i, word, threshold, (acc_t)scale);
   }
 }
 

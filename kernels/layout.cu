@@ -16,7 +16,8 @@ __device__ __forceinline__ void offsets_of(int_t i, const Index& to, const Index
 
 // y[y0 + offset under to] = x[x0 + offset under from] for the row-major index i over to.extent = from.extent.
 extern "C" __global__ void strided_copy(scalar_t* __restrict__ y, i64 y0, const scalar_t* __restrict__ x, i64 x0,
-                                        Index to, Index from, int rank, i64 n) {
+                                        const __grid_constant__ Index to, const __grid_constant__ Index from, int rank,
+                                        i64 n) {
   if (n <= 0x7fffffff) {  // 32-bit divisions are several times faster
     GRID_STRIDE(i, n) {
       i64 at_y = y0, at_x = x0;

@@ -5,6 +5,13 @@
 
 #define PACK (16 / (int)sizeof(scalar_t))
 
+// Over the whole grid: for (i64 i = …) where each whole pack of n elements begins, and for the elements behind the last one.
+#define FOR_PACKS(i, n, pack) \
+  for (i64 i = ((i64)blockIdx.x * blockDim.x + threadIdx.x) * (pack); i + (pack) <= (n); i += (i64)gridDim.x * blockDim.x * (pack))
+#define FOR_REST(i, n, pack)                                                                       \
+  for (i64 i = (n) / (pack) * (pack) + (i64)blockIdx.x * blockDim.x + threadIdx.x; i < (n); \
+       i += (i64)gridDim.x * blockDim.x)
+
 // The same bytes as elements and as what one instruction moves.
 template <class T, int N> union Packed {
   static_assert(N * sizeof(T) % 16 == 0, "whole 16 bytes");

@@ -59,8 +59,9 @@ __device__ __forceinline__ void finish(out_t* y, wide_t v, double divisor) {
 
 // A thread for each job: short folds, and folds whose neighbouring outputs are neighbours in memory (then coalesced).
 extern "C" __global__ void reduce_columns(out_t* __restrict__ y, const scalar_t* __restrict__ x, double divisor,
-                                          Index kept, int kept_rank, Index reduced, int reduced_rank, i64 outputs,
-                                          i64 count, i64 len, i64 jobs) {
+                                          const __grid_constant__ Index kept, int kept_rank,
+                                          const __grid_constant__ Index reduced, int reduced_rank, i64 outputs, i64 count,
+                                          i64 len, i64 jobs) {
   GRID_STRIDE(job, jobs) {
     i64 slice = job / outputs, o = job - slice * outputs;
     i64 first = slice * len, last = first + len < count ? first + len : count;
@@ -73,8 +74,9 @@ extern "C" __global__ void reduce_columns(out_t* __restrict__ y, const scalar_t*
 
 // A block (a power of two threads, at most 256) for each job.
 extern "C" __global__ void reduce_rows(out_t* __restrict__ y, const scalar_t* __restrict__ x, double divisor,
-                                       Index kept, int kept_rank, Index reduced, int reduced_rank, i64 outputs,
-                                       i64 count, i64 len, i64 jobs) {
+                                       const __grid_constant__ Index kept, int kept_rank,
+                                       const __grid_constant__ Index reduced, int reduced_rank, i64 outputs, i64 count,
+                                       i64 len, i64 jobs) {
   __shared__ wide_t part[256];
   for (i64 job = blockIdx.x; job < jobs; job += gridDim.x) {
     i64 slice = job / outputs, o = job - slice * outputs;

@@ -5,8 +5,8 @@
 
 // dx[place of output o's extremum] = dy[o]; dx is zero before
 extern "C" __global__ void extremum_bwd(scalar_t* __restrict__ dx, const scalar_t* __restrict__ dy,
-                                        const i64* __restrict__ index, Index kept, int kept_rank, Index reduced,
-                                        int reduced_rank, i64 outputs) {
+                                        const i64* __restrict__ index, const __grid_constant__ Index kept, int kept_rank,
+                                        const __grid_constant__ Index reduced, int reduced_rank, i64 outputs) {
   GRID_STRIDE(o, outputs) dx[place(o, kept, kept_rank) + place(index[o], reduced, reduced_rank)] = dy[o];
 }
 

@@ -11,7 +11,7 @@ use super::{
     source::{Define, Function, Source},
     tensor_map::TensorMap,
 };
-use crate::{Array, Context, Error, Result, Storage, random::Draw, shape::numel};
+use crate::{Array, Context, DType, Error, Result, Storage, random::Draw, shape::numel};
 
 /// `HADAL_SYNC=1` waits after each launch, so that a failing kernel is named.
 pub(super) static SYNC: Lazy<bool> = Lazy::new(|| std::env::var("HADAL_SYNC").is_ok_and(|v| v == "1"));
@@ -151,10 +151,15 @@ impl Launch {
         self.run([blocks as u32, 1, 1], [256, 1, 1], 0)
     }
 
+    /// Queues the kernel over `n` elements that threads take in packs of 16 bytes of `dtype`, in a grid-stride loop.
+    pub(crate) fn run_packed(self, n: usize, dtype: DType) -> Result<()> {
+        self.run_in_turn((n * dtype.size()).div_ceil(256 * 16))
+    }
+
     /// Queues the kernel over `blocks` pieces of work that its blocks of 256 threads take in turn; nothing for 0.
     pub(crate) fn run_in_turn(self, blocks: usize) -> Result<()> {
-        // As many as are resident at once.
-        let most = self.device.multiprocessors as usize * 4;
+        // As many as are resident at once where a thread needs few registers.
+        let most = self.device.multiprocessors as usize * 8;
         self.run([blocks.min(most) as u32, 1, 1], [256, 1, 1], 0)
     }
 

@@ -57,7 +57,7 @@ pub(crate) fn scalar(kind: BinaryKind, x: &Array, s: f64, flipped: bool) -> Resu
                 .value(s)
                 .value(i32::from(flipped))
                 .value(y.len() as i64)
-                .run_1d(y.len())?;
+                .run_packed(y.len(), y.dtype())?;
             Ok(y)
         }
     }

@@ -57,7 +57,7 @@ pub(crate) fn cast(a: &Array, to: DType) -> Result<Array> {
                 .array(&y)
                 .array(a)
                 .value(y.len() as i64)
-                .run_1d(y.len())?;
+                .run_packed(y.len(), if to.size() < a.dtype().size() { to } else { a.dtype() })?;
         }
     }
     Ok(y)

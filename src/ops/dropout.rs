@@ -97,7 +97,7 @@ impl Dropout {
                 .value(self.threshold())
                 .value(self.scale())
                 .value(n as i64)
-                .run_1d(n.div_ceil(4))?;
+                .run_packed(n, y.dtype())?;
         }
         Ok(y)
     }

@@ -309,7 +309,7 @@ impl Unary {
         for array in arrays {
             launch = launch.array(array);
         }
-        launch.value(a).value(b).value(n as i64).run_1d(n)
+        launch.value(a).value(b).value(n as i64).run_packed(n, dtype)
     }
 }
 

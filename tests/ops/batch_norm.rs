@@ -59,7 +59,7 @@ fn fused(all: &mut Vec<Case>) -> Result<()> {
         let with = |rest: &[Array]| [&x, rest].concat();
         let r = random(shape, 6)?;
         all.push(Case::new(train, x.clone()).both_layouts().slack(3.0));
-        all.push(Case::new(train, with(&[r.clone()])).both_layouts().slack(3.0));
+        all.push(Case::new(train, with(std::slice::from_ref(&r))).both_layouts().slack(3.0));
         all.push(Case::new(predict, with(&statistics)).both_layouts().slack(3.0));
         all.push(Case::new(predict, [with(&statistics), vec![r]].concat()).both_layouts().slack(3.0));
     }
@@ -71,7 +71,7 @@ fn fused(all: &mut Vec<Case>) -> Result<()> {
         let (train, predict, r) = (BatchNormRelu { eps: 1e-5 }, BatchNormInferenceRelu { eps: 1e-3 }, random(shape, 6)?);
         let mut push = |case: Case| all.push(case.both_layouts().rough().dtypes(&[]).slack(3.0));
         push(Case::new(train, x.clone()));
-        push(Case::new(train, with(&[r.clone()])));
+        push(Case::new(train, with(std::slice::from_ref(&r))));
         push(Case::new(predict, with(&statistics)));
         push(Case::new(predict, [with(&statistics), vec![r]].concat()));
     }

@@ -19,7 +19,7 @@ impl Plane {
         let s = memory_shape(x, s);
         // A chunk is read twice and stays in the cache. For whole packs of channels about two blocks for each multiprocessor of
         // a large GPU are enough (more take longer to merge), whatever this one has: sums do not depend on that.
-        let columns = (s.inner == 1).then(|| s.c.div_ceil(8 * pack(x))).filter(|_| s.c % pack(x) == 0);
+        let columns = (s.inner == 1).then(|| s.c.div_ceil(8 * pack(x))).filter(|_| s.c.is_multiple_of(pack(x)));
         let (least, most) = match columns {
             Some(groups) => (64, (264 / groups.max(1)).max(1)),
             // 32 neighbouring channels of 8 threads each, or one channel.
@@ -107,7 +107,7 @@ pub(super) fn normalize(
         .value(i32::from(behind.relu))
         .value(Plane::new(x, s))
         .value(x.len() as i64)
-        .run_in_turn(x.len().div_ceil(256 * pack(x)))?;
+        .run_packed(x.len(), x.dtype())?;
     Ok(y)
 }
 
@@ -157,7 +157,7 @@ pub(super) fn backward(
             .array(&coefficients)
             .value(p)
             .value(x.len() as i64)
-            .run_in_turn(x.len().div_ceil(256 * pack(x)))?;
+            .run_packed(x.len(), x.dtype())?;
         (all.dx, all.dr) = (Some(dx), dr);
     }
     Ok(all)
