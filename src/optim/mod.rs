@@ -26,6 +26,8 @@ pub use clip::{clip_global_norm, clip_grad_norm};
 pub use lars::Lars;
 pub use sgd::Sgd;
 
+use std::collections::BTreeSet;
+
 use crate::{Array, DType, Error, Result, cuda::Define};
 use state::State;
 

@@ -14,7 +14,7 @@ use super::{
     state::{Live, State},
 };
 use crate::{
-    Array, Context, DType, Error, Layout, Result,
+    Array, Context, DType, Layout, Result,
     cuda::{Launch, capture},
 };
 
