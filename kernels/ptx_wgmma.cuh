@@ -29,6 +29,12 @@ template <int pending> __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
 }
 
+// After the wait: what is computed from d stays behind it. (The compiler knows no reason why it should.)
+template <int count> __device__ __forceinline__ void wgmma_results(float (&d)[count]) {
+#pragma unroll
+  for (int i = 0; i < count; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+
 // The accumulators' registers, as text and as operands, by eights of columns.
 #define WGMMA_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define WGMMA_TEXT8 "%0, %1, %2, %3"

@@ -80,6 +80,7 @@ EMU_IN unsigned long long wgmma_descriptor(const void* e_tile, unsigned e_leadin
 }
 EMU_IN void wgmma_fence() { emu_wgmma_fence(emu_self); }
 EMU_IN void wgmma_commit(EMU_SITE) { emu_wgmma_commit(emu_self, file, line); }
+template <int e_count> EMU_IN void wgmma_results(float (&)[e_count]) {}
 template <int e_pending> EMU_IN void wgmma_wait(EMU_SITE) { emu_wgmma_wait(emu_self, e_pending, file, line); }
 
 EMU_IN void emu_wgmma_of(int e_type, int e_n, float* e_d, const unsigned* e_ra, unsigned long long e_a, unsigned long long e_b, int e_scale_d, int e_trans_a,

@@ -24,15 +24,15 @@ struct Sizes {
 
 /// An operand as lines of elements that lie next to each other.
 #[derive(Clone, Copy)]
-struct Lines {
+pub(super) struct Lines {
     /// They run along k.
-    k_major: bool,
+    pub k_major: bool,
     /// Elements from one line to the next.
-    stride: usize,
+    pub stride: usize,
 }
 
 /// The operand whose rows (of a) or columns (of b) are `along` elements apart, and the steps of k `k` elements.
-fn lines(along: usize, k: usize) -> Option<Lines> {
+pub(super) fn lines(along: usize, k: usize) -> Option<Lines> {
     match (along, k) {
         (stride, 1) => Some(Lines { k_major: true, stride }),
         (1, stride) => Some(Lines { k_major: false, stride }),

@@ -27,7 +27,7 @@ fn forced<T>(force: Force, f: impl FnOnce() -> T) -> T {
 
 /// `gpu(0)` with tensor cores for bf16 and tf32. Without one this says so, past libtest; `HADAL_REQUIRE_GPU=1` makes its
 /// absence a failure.
-fn gpu(least: (i32, i32)) -> Option<Context> {
+pub(super) fn gpu(least: (i32, i32)) -> Option<Context> {
     use std::io::Write;
     let found = crate::gpu(0).and_then(|ctx| {
         let have = crate::cuda::device(0)?.capability;
@@ -44,11 +44,11 @@ fn gpu(least: (i32, i32)) -> Option<Context> {
 
 /// A kind of arithmetic, with the bound on the relative difference from the same op on the CPU.
 #[derive(Clone, Copy, Debug)]
-struct Math(DType, Precision, f64);
-const HALF: Math = Math(DType::F16, Precision::F32, 2e-3);
-const BRAIN: Math = Math(DType::BF16, Precision::F32, 1.6e-2);
+pub(super) struct Math(pub DType, pub Precision, pub f64);
+pub(super) const HALF: Math = Math(DType::F16, Precision::F32, 2e-3);
+pub(super) const BRAIN: Math = Math(DType::BF16, Precision::F32, 1.6e-2);
 const EXACT: Math = Math(DType::F32, Precision::F32, 1e-6);
-const TF32: Math = Math(DType::F32, Precision::Tf32, 1e-3);
+pub(super) const TF32: Math = Math(DType::F32, Precision::Tf32, 1e-3);
 
 fn agrees(math: Math, force: Force, op: &dyn Op, inputs: &[Array], gpu: &Context) -> Result<()> {
     let Math(dtype, precision, bound) = math;
@@ -60,7 +60,7 @@ fn agrees(math: Math, force: Force, op: &dyn Op, inputs: &[Array], gpu: &Context
     })
 }
 
-fn matmul(ta: bool, tb: bool, [m, n, k]: [usize; 3]) -> Result<(MatMul, Vec<Array>)> {
+pub(super) fn matmul(ta: bool, tb: bool, [m, n, k]: [usize; 3]) -> Result<(MatMul, Vec<Array>)> {
     let swap = |flip: bool, r: usize, c: usize| if flip { [c, r] } else { [r, c] };
     Ok((MatMul { transpose_a: ta, transpose_b: tb }, vec![random(&swap(ta, m, k), 1)?, random(&swap(tb, k, n), 2)?]))
 }

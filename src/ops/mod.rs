@@ -14,6 +14,7 @@ mod index;
 pub(crate) mod layout;
 mod matmul;
 mod matmul_mma;
+mod matmul_wgmma;
 mod mma;
 #[cfg(test)]
 mod mma_tests;
@@ -31,6 +32,9 @@ mod slice;
 mod softmax;
 mod softmax_cross_entropy;
 mod unary;
+mod wgmma;
+#[cfg(test)]
+mod wgmma_tests;
 mod where_;
 mod window;
 

@@ -71,7 +71,7 @@ impl Product {
                 return Ok(y);
             }
             let product = self.clone().merged();
-            if !product.on_tensor_cores(op, &y, a, b, bias)? {
+            if !product.on_warpgroups(op, &y, a, b, bias)? && !product.on_tensor_cores(op, &y, a, b, bias)? {
                 product.launch(op, &y, a, b, bias)?;
             }
             return Ok(y);

@@ -56,14 +56,18 @@ pub fn usage(image: &[u8]) -> Option<Vec<Usage>> {
     (!out.is_empty() && out.iter().all(|u| u.registers > 0)).then_some(out)
 }
 
-/// How many instructions of a kernel multiply matrices of 16-bit or tf32 elements on tensor cores (HMMA).
+/// The instruction of a warp that multiplies matrices of 16-bit or tf32 elements on tensor cores.
+pub const HMMA: u16 = 0x23c;
+/// That of a warpgroup (wgmma), both operands in shared memory.
+pub const HGMMA: u16 = 0x9f0;
+
+/// How many instructions of a kernel are `operation`.
 ///
 /// Since sm_70 an instruction has 16 bytes, and its lowest 12 bits are the operation.
-pub fn tensor_instructions(image: &[u8], kernel: &str) -> Option<usize> {
-    const HMMA: u16 = 0x23c;
+pub fn instructions(image: &[u8], kernel: &str, operation: u16) -> Option<usize> {
     let sections = sections(image)?;
     let code = sections.iter().find(|s| s.name.strip_prefix(".text.") == Some(kernel))?.bytes(image)?;
-    Some(code.chunks_exact(16).filter(|i| u16::from_le_bytes([i[0], i[1]]) & 0xfff == HMMA).count())
+    Some(code.chunks_exact(16).filter(|i| u16::from_le_bytes([i[0], i[1]]) & 0xfff == operation).count())
 }
 
 const SYMBOLS: u64 = 2;

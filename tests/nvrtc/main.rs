@@ -27,7 +27,7 @@ use std::{
     time::Instant,
 };
 
-use cubin::{Usage, is_cubin, tensor_instructions, usage};
+use cubin::{HGMMA, HMMA, Usage, instructions, is_cubin, usage};
 use hadal::cuda::{Compiler, KERNELS, Source, compiler};
 use report::{Report, cell, parse_cell};
 use sha2::{Digest, Sha256};
@@ -168,12 +168,13 @@ fn declarations_are_read_as_documented() {
 #[test]
 fn tensor_cores_are_used() {
     let Some(compiler) = compiler_or_skip() else { return };
-    let count = |file: &str, kernel: &str, arch: &str, options: &[&str]| {
+    let of = |file: &str, kernel: &str, arch: &str, options: &[&str], operation: u16| {
         let source = KERNELS.iter().find(|k| k.0 == file).unwrap().1;
         let options: Vec<String> = options.iter().map(|o| format!("-D{o}")).collect();
         let image = compiler.compile(file, source, &format!("sm_{arch}"), &options).unwrap();
-        tensor_instructions(&image, kernel).unwrap()
+        instructions(&image, kernel, operation).unwrap()
     };
+    let count = |file: &str, kernel: &str, arch: &str, options: &[&str]| of(file, kernel, arch, options, HMMA);
     for (arch, name) in ARCHS.iter().filter(|a| compiler.archs().contains(&a.0)) {
         let mut options = vec!["TILE_M=64", "TILE_N=64", "STAGES=2", "WIDTH=16", "A_K=1", "B_K=0", "PASS=1"];
         // A warp's 32 x 32 are 2 x 4 instructions for 16 k; a step has four times as many k.
@@ -195,6 +196,15 @@ fn tensor_cores_are_used() {
             options.truncate(options.len() - 2);
         }
         assert_eq!(count("matmul.cu", "matmul", name, &["scalar_t=float"]), 0);
+    }
+    // A warpgroup multiplies a step of the loop by four instructions.
+    let tile = ["DOWN=2", "ACROSS=1", "COLS=256", "STAGES=4", "RESIDENT=1"];
+    for dtype in ["scalar_t=f16", "scalar_t=bf16", "scalar_t=float"] {
+        for (file, kernel, own) in
+            [("matmul_wgmma.cu", "matmul_wgmma", &["A_K=1", "B_K=1"][..]), ("conv2d_wgmma.cu", "conv2d_wgmma", &["PASS=0"])]
+        {
+            assert_eq!(of(file, kernel, "90a", &[&[dtype], &tile[..], own].concat(), HGMMA), 4, "{file} {dtype}");
+        }
     }
 }
 

@@ -1,8 +1,10 @@
 //! 2-D convolution (cross-correlation, as all frameworks call it), its options and its gradients.
 
 mod device;
+mod halo;
 mod host;
 mod mma;
+mod wgmma;
 
 use super::{
     operands::{countable, only, same_float},

@@ -1,0 +1,177 @@
+// The convolutions of conv2d.cu by wgmma: implicit GEMM over channels-last x, dy and filters (o, kh, kw, c), without groups, c and o
+// multiples of 8. The copy engine's im2col mode brings the pixels under a tap, zeros where they are outside.
+//
+//   PASS                     rows (m)       columns (n)             k                    a     b
+//   0  y = x * w + b         filters        output pixels           taps, channels c     w     x under the tap
+//   1  dx = dy * w           channels c     input pixels            taps, filters        w     dy above
+//   2  dw = dy * x           filters        taps, channels c        output pixels        dy    x under the tap
+//
+// Pixels are columns in 0 and 1: there are many of them and few channels, and columns come in any multiple of 32. For 2 the
+// channels of each tap are filled up to 64, and sum_filter_parts adds the parts of k.
+// variants: scalar_t=bf16; PASS=0,1,2; DOWN=2; ACROSS=1; COLS=256; STAGES=4; RESIDENT=1; arch=90a
+// variants: scalar_t=bf16; PASS=0,1,2; DOWN=2; ACROSS=1; COLS=192; STAGES=5; RESIDENT=1; arch=90a
+// variants: scalar_t=bf16; PASS=0,1; DOWN=2; ACROSS=1; COLS=128; STAGES=3; RESIDENT=2; arch=90a
+// variants: scalar_t=bf16; PASS=0,1; DOWN=2; ACROSS=1; COLS=96; STAGES=3; RESIDENT=2; arch=90a
+// variants: scalar_t=bf16; PASS=0,1,2; DOWN=1; ACROSS=2; COLS=192; STAGES=3; RESIDENT=1; arch=90a
+// variants: scalar_t=bf16; PASS=0,1; DOWN=1; ACROSS=2; COLS=128; STAGES=5; RESIDENT=1; arch=90a
+// variants: scalar_t=bf16; PASS=2; DOWN=1; ACROSS=1; COLS=192; STAGES=3; RESIDENT=2; arch=90a
+// variants: scalar_t=f16; PASS=0,1,2; DOWN=2; ACROSS=1; COLS=192; STAGES=5; RESIDENT=1; arch=90a
+// variants: scalar_t=float; PASS=0; DOWN=2; ACROSS=1; COLS=256; STAGES=4; RESIDENT=1; arch=90a
+// variants: scalar_t=float; PASS=0; DOWN=2; ACROSS=1; COLS=192; STAGES=5; RESIDENT=1; arch=90a
+// variants: scalar_t=float; PASS=0; DOWN=2; ACROSS=1; COLS=96,128; STAGES=3; RESIDENT=2; arch=90a
+// variants: scalar_t=float; PASS=0; DOWN=1; ACROSS=2; COLS=192; STAGES=3; RESIDENT=1; arch=90a
+// variants: scalar_t=float; PASS=0; DOWN=1; ACROSS=2; COLS=128; STAGES=5; RESIDENT=1; arch=90a
+#include "wgmma.cuh"
+
+// One axis of the images that are written and of those that are read by im2col.
+struct Axis {
+  int count;               // pixels written
+  int start, stride;       // where: pixels start, start + stride, …
+  int lower, step;         // the pixel read for the first one at the first tap, and how many further for the next
+  int taps, hop;           // taps, and pixels read from one to the next
+  int first, jump;         // the filter's tap that is the first one, and how many further the next
+};
+// With strides, the pixels of dx with the same remainder meet the same taps: a phase, and a product of its own.
+struct Phase {
+  Axis down, across;
+  int begin;               // the number of its first tile
+};
+#define PHASES 4
+struct Conv {
+  Phase phase[PHASES];
+  int phases, tiles;       // all of them
+  int n, h, w;             // the images written
+  int rows, channels;      // channels written and summed over (2: filters, channels c)
+  int kw;
+  int chunk, parts;        // 2: steps of k for each part
+};
+
+__device__ __forceinline__ int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+// A pixel among those of a phase.
+struct Place {
+  int n, y, x;
+};
+__device__ __forceinline__ Place place(int p, const Phase& f) {
+  unsigned row = (unsigned)p / f.across.count, n = row / f.down.count;
+  return Place{(int)n, (int)(row - n * f.down.count), (int)(p - row * f.across.count)};
+}
+
+// Asks for the channels from `c` on of the pixels from p on, under tap (i, j).
+__device__ __forceinline__ void load_pixels(char* to, const TensorMap* map, u64* bar, const Phase& f, int c, const Place& p, int i, int j) {
+  tensor_load_im2col(to, map, bar, c, f.across.lower + p.x * f.across.step, f.down.lower + p.y * f.down.step, p.n, j * f.across.hop,
+                     i * f.down.hop);
+}
+
+#if PASS < 2
+// images (n, h, w, rows), filters by (c, taps, o), pixels read by im2col, a map for each phase; bias (rows) or null.
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+    conv2d_wgmma(const __grid_constant__ TensorMap filters, const __grid_constant__ TensorMap pixels0,
+                 const __grid_constant__ TensorMap pixels1, const __grid_constant__ TensorMap pixels2,
+                 const __grid_constant__ TensorMap pixels3, scalar_t* __restrict__ images, const scalar_t* __restrict__ bias,
+                 const __grid_constant__ Conv s) {
+  __shared__ Ring<STAGES> ring;
+  ring.start();
+  Turn<STAGES> turn = {0, 0};
+  const int tiles_m = ceil_div(s.rows, TILE_M), chunks = ceil_div(s.channels, DEPTH);
+  auto phase_of = [&](int tile) {
+    int i = 0;
+    while (i + 1 < s.phases && tile >= s.phase[i + 1].begin) ++i;
+    return i;
+  };
+  auto piece_of = [&](int tile, const Phase& f) {
+    return piece(tile - f.begin, tiles_m, ceil_div(s.n * f.down.count * f.across.count, TILE_N), 1);
+  };
+  if (threadIdx.x >= GROUPS * 128) {
+    if (!elect_one()) return;
+#pragma unroll 1
+    for (int tile = blockIdx.x; tile < s.tiles; tile += gridDim.x) {
+      const int number = phase_of(tile);
+      const TensorMap* pixels = number == 0 ? &pixels0 : number == 1 ? &pixels1 : number == 2 ? &pixels2 : &pixels3;
+      const Phase& f = s.phase[number];
+      const Piece p = piece_of(tile, f);
+      const Place from = place(p.n0, f);
+#pragma unroll 1
+      for (int step = 0; step < chunks * f.down.taps * f.across.taps; ++step) {
+        const int row = step / f.across.taps, j = step - row * f.across.taps, chunk = row / f.down.taps, i = row - chunk * f.down.taps;
+        const int c = chunk * DEPTH, tap = (f.down.first + i * f.down.jump) * s.kw + f.across.first + j * f.across.jump;
+        produce(ring, turn, [&](char* to_a, char* to_b, u64* bar) {
+#if PASS == 0
+          tensor_load(to_a, &filters, bar, c, tap, p.m0);
+#else
+#pragma unroll
+          for (int g = 0; g < DOWN; ++g) tensor_load(to_a + g * BOX, &filters, bar, p.m0 + g * 64, tap, c);
+#endif
+          load_pixels(to_b, pixels, bar, f, c, from, i, j);
+        });
+      }
+    }
+    return;
+  }
+#pragma unroll 1
+  for (int tile = blockIdx.x; tile < s.tiles; tile += gridDim.x) {
+    const Phase& f = s.phase[phase_of(tile)];
+    const Piece p = piece_of(tile, f);
+    float d[COLS / 2];
+    multiply<PASS == 0, true>(d, ring, turn, chunks * f.down.taps * f.across.taps);
+    add_by_row(d, bias, p.m0, s.rows);
+    const int count = s.n * f.down.count * f.across.count;
+    const bool dense = f.down.stride == 1 && f.across.stride == 1;
+    put_columns(d, p.m0, p.n0, s.rows, [&](int pixel) {
+      if (pixel >= count) return (scalar_t*)0;
+      if (dense) return images + (i64)pixel * s.rows;
+      const Place to = place(pixel, f);
+      const int y = f.down.start + to.y * f.down.stride, x = f.across.start + to.x * f.across.stride;
+      return images + (((i64)to.n * s.h + y) * s.w + x) * s.rows;
+    });
+  }
+}
+
+#else
+// sums (part, o, taps, c) in f32; dy by (o, pixels), x by im2col.
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+    conv2d_wgmma(const __grid_constant__ TensorMap dy, const __grid_constant__ TensorMap x, float* __restrict__ sums,
+                 const __grid_constant__ Conv s) {
+  __shared__ Ring<STAGES> ring;
+  ring.start();
+  Turn<STAGES> turn = {0, 0};
+  const Phase& f = s.phase[0];
+  const int chunks = ceil_div(s.channels, 64), taps = f.down.taps * f.across.taps, boxes = taps * chunks;
+  const int tiles_m = ceil_div(s.rows, TILE_M), tiles_n = ceil_div(boxes, TILE_N / 64), works = tiles_m * tiles_n * s.parts;
+  const int steps = ceil_div(s.n * f.down.count * f.across.count, DEPTH);
+  auto end_of = [&](int part) { return steps - part * s.chunk < s.chunk ? steps : (part + 1) * s.chunk; };
+  if (threadIdx.x >= GROUPS * 128) {
+    if (!elect_one()) return;
+#pragma unroll 1
+    for (int work = blockIdx.x; work < works; work += gridDim.x) {
+      const Piece p = piece(work, tiles_m, tiles_n, s.parts);
+#pragma unroll 1
+      for (int i = p.part * s.chunk; i < end_of(p.part); ++i) {
+        const Place from = place(i * DEPTH, f);
+        produce(ring, turn, [&](char* to_a, char* to_b, u64* bar) {
+#pragma unroll
+          for (int g = 0; g < DOWN; ++g) tensor_load(to_a + g * BOX, &dy, bar, p.m0 + g * 64, i * DEPTH);
+#pragma unroll 1
+          for (int g = 0; g < TILE_N / 64; ++g) {
+            // Behind the last one, that one again: the sums are not stored.
+            const int box = p.n0 / 64 + g < boxes ? p.n0 / 64 + g : boxes - 1, tap = box / chunks, i = tap / f.across.taps;
+            load_pixels(to_b + g * BOX, &x, bar, f, (box - tap * chunks) * 64, from, i, tap - i * f.across.taps);
+          }
+        });
+      }
+    }
+    return;
+  }
+#pragma unroll 1
+  for (int work = blockIdx.x; work < works; work += gridDim.x) {
+    const Piece p = piece(work, tiles_m, tiles_n, s.parts);
+    float d[COLS / 2];
+    multiply<false, false>(d, ring, turn, end_of(p.part) - p.part * s.chunk);
+    each_pair(d, p.m0, p.n0, [&](int m, int n, float v, float w) {
+      const int tap = n / 64 / chunks, c = n - tap * chunks * 64;
+      if (m < s.rows && tap < taps && c < s.channels)
+        *(float2*)(sums + (((i64)p.part * s.rows + m) * taps + tap) * s.channels + c) = make_float2(v, w);
+    });
+  }
+}
+#endif

@@ -1,0 +1,239 @@
+// A tile of a matrix product on Hopper's tensor cores (wgmma), its operands brought by the copy engine; the loop behind
+// matmul_wgmma.cu and conv2d_wgmma.cu, and the parts of which conv3x3_wgmma.cu has its own.
+//
+//   sum(m, n) = sum over k of a(m, k) b(n, k)    for TILE_M rows of a and TILE_N of b
+//
+// Chosen at compile time, by src/ops/wgmma.rs:
+//   scalar_t       bf16, f16, or float: rounded to tf32 by the copy engine, both operands K-major
+//   DOWN, ACROSS   warpgroups that multiply, below and beside each other, with 64 rows of a and COLS of b each
+//   COLS           a multiple of 32 up to 256; of 64 where b is not K-major
+//   STAGES         steps of k that are in shared memory at once
+//   RESIDENT       blocks on a multiprocessor
+//
+// A block has one more warp, of which one thread tells the copy engine what to bring: a ring of STAGES stages, each of a step of
+// DEPTH along k of both operands. A stage's `full` barrier ends a phase when its bytes have arrived, `empty` when all warps have
+// multiplied it. Blocks stay for several tiles: while one is written, the stages of the next are filled.
+//
+// An operand's step lies in shared memory as rows of 128 bytes in the copy engine's swizzle: K-major, a row for each of its rows;
+// else boxes of DEPTH rows, one for each k, with 64 of its rows side by side.
+#pragma once
+#include "common.cuh"
+#include "ptx_hopper.cuh"
+
+typedef unsigned long long u64;
+
+#define GROUPS (DOWN * ACROSS)
+#define THREADS (GROUPS * 128 + 32)
+#define TILE_M (DOWN * 64)
+#define TILE_N (ACROSS * COLS)
+
+enum {
+  DEPTH = 128 / (int)sizeof(scalar_t),
+  BOX = 64 * 128,  // bytes of 64 K-major rows, and of a box that is not K-major
+  A_BYTES = TILE_M * 128, B_BYTES = TILE_N * 128, STAGE_BYTES = A_BYTES + B_BYTES,
+  PATCH = 1024,    // bytes in which a warp turns sums into rows of memory
+};
+
+// Dynamic shared memory, from a multiple of 1024 bytes on, after which the swizzle repeats: a patch for each warp that multiplies,
+// then the stages.
+__device__ __forceinline__ char* patches() {
+  extern __shared__ __align__(1024) char memory[];
+  return memory + (1024 - (__cvta_generic_to_shared(memory) & 1023)) % 1024;
+}
+__device__ __forceinline__ char* stages() { return patches() + GROUPS * 4 * PATCH; }
+
+// How far a thread has gone around a ring of `count` stages.
+template <int count> struct Turn {
+  int stage;
+  unsigned phase;
+  __device__ __forceinline__ void next() {
+    if (++stage == count) stage = 0, phase ^= 1;
+  }
+  __device__ __forceinline__ int before() const { return (stage ? stage : count) - 1; }
+};
+
+template <int count> struct Ring {
+  u64 full[count], empty[count];
+  // By all threads.
+  __device__ __forceinline__ void start() {
+    if (threadIdx.x == 0) {
+      for (int i = 0; i < count; ++i) mbarrier_init(full + i, 1), mbarrier_init(empty + i, GROUPS * 4);
+      fence_mbarrier_init();
+    }
+    __syncthreads();
+  }
+  // The producer's: when the stage is free, load(barrier) asks for so many bytes, zeros included.
+  template <class Load> __device__ __forceinline__ void produce(Turn<count>& turn, int bytes, const Load& load) {
+    mbarrier_wait(empty + turn.stage, turn.phase ^ 1);
+    mbarrier_arrive_expect(full + turn.stage, bytes);
+    load(full + turn.stage);
+    turn.next();
+  }
+};
+
+// The producer's step of both operands: load(a, b, barrier).
+template <class Load> __device__ __forceinline__ void produce(Ring<STAGES>& ring, Turn<STAGES>& turn, const Load& load) {
+  char* at = stages() + turn.stage * STAGE_BYTES;
+  ring.produce(turn, STAGE_BYTES, [&](u64* bar) { load(at, at + A_BYTES, bar); });
+}
+
+template <class T> struct Unit;
+template <> struct Unit<bf16> {
+  template <int m_major, int n_major> static __device__ __forceinline__ void multiply(float* d, u64 a, u64 b) {
+    wgmma_bf16<COLS, m_major, n_major>(d, a, b, 1);
+  }
+};
+template <> struct Unit<f16> {
+  template <int m_major, int n_major> static __device__ __forceinline__ void multiply(float* d, u64 a, u64 b) {
+    wgmma_f16<COLS, m_major, n_major>(d, a, b, 1);
+  }
+};
+template <> struct Unit<float> {
+  template <int m_major, int n_major> static __device__ __forceinline__ void multiply(float* d, u64 a, u64 b) {
+    static_assert(!m_major && !n_major, "tf32 is K-major");
+    wgmma_tf32<COLS>(d, a, b, 1);
+  }
+};
+
+// A warpgroup's: d += one step, from descriptors, and waits for the steps before it.
+template <bool a_k_major, bool b_k_major> __device__ __forceinline__ void multiply_step(float (&d)[COLS / 2], u64 a, u64 b) {
+  wgmma_fence();
+  // A quarter of the step is 32 bytes along a K-major row, else 16 rows.
+#pragma unroll
+  for (int q = 0; q < 4; ++q)
+    Unit<scalar_t>::template multiply<!a_k_major, !b_k_major>(d, a + q * (a_k_major ? 2 : 128), b + q * (b_k_major ? 2 : 128));
+  wgmma_commit();
+  wgmma_wait<1>();
+}
+
+// A warpgroup's: d = the sum over the ring's next `steps` stages of its share of a tile.
+template <bool a_k_major, bool b_k_major>
+__device__ __forceinline__ void multiply(float (&d)[COLS / 2], Ring<STAGES>& ring, Turn<STAGES>& turn, int steps) {
+  const int group = threadIdx.x / 128, offset_a = group % DOWN * BOX, offset_b = A_BYTES + group / DOWN * (COLS * 128);
+  const bool speaks = threadIdx.x % 32 == 0;
+#pragma unroll
+  for (int i = 0; i < COLS / 2; ++i) d[i] = 0;
+#pragma unroll 1
+  for (int i = 0; i < steps; ++i) {
+    mbarrier_wait(ring.full + turn.stage, turn.phase);
+    const char* at = stages() + turn.stage * STAGE_BYTES;
+    multiply_step<a_k_major, b_k_major>(d, wgmma_descriptor(at + offset_a, BOX, 1024, 128), wgmma_descriptor(at + offset_b, BOX, 1024, 128));
+    // The step before has been multiplied.
+    if (speaks && i > 0) mbarrier_arrive(ring.empty + turn.before());
+    turn.next();
+  }
+  wgmma_wait<0>();
+  wgmma_results(d);
+  if (speaks && steps > 0) mbarrier_arrive(ring.empty + turn.before());
+}
+
+// A piece of work: a tile, of a part of k, of one of several products. Tiles come first, eight rows of them at a time, so that blocks
+// that run together share their operands in the L2 cache.
+struct Piece {
+  int m0, n0, part, outer;
+};
+__device__ __forceinline__ Piece piece(int work, int tiles_m, int tiles_n, int parts) {
+  int tiles = tiles_m * tiles_n, rest = work / tiles, tile = work - rest * tiles;
+  int band = tile / (8 * tiles_n), in_band = tile - band * 8 * tiles_n;
+  int height = tiles_m - band * 8 < 8 ? tiles_m - band * 8 : 8;
+  int column = in_band / height, outer = rest / parts;
+  return Piece{(band * 8 + in_band - column * height) * TILE_M, column * TILE_N, rest - outer * parts, outer};
+}
+
+// ---- what becomes of the sums. A lane holds in d[4j + i] row lane / 4 (+ 8 for i >= 2) of its warp's 16, column
+// 8j + 2 (lane % 4) + i % 2.
+
+__device__ __forceinline__ int first_row(int m0) { return m0 + (threadIdx.x / 128 % DOWN * 4 + threadIdx.x / 32 % 4) * 16; }
+__device__ __forceinline__ int first_column(int n0) { return n0 + threadIdx.x / 128 / DOWN * COLS; }
+
+// f(row, column, value, value of the next column) for all of a lane's sums.
+template <class F> __device__ __forceinline__ void each_pair(const float (&d)[COLS / 2], int m0, int n0, const F& f) {
+  const int lane = threadIdx.x % 32, m = first_row(m0) + lane / 4, n = first_column(n0) + lane % 4 * 2;
+#pragma unroll
+  for (int j = 0; j < COLS / 8; ++j) {
+    f(m, n + j * 8, d[4 * j], d[4 * j + 1]);
+    f(m + 8, n + j * 8, d[4 * j + 2], d[4 * j + 3]);
+  }
+}
+
+template <class T> __device__ __forceinline__ unsigned short half_bits(float v);
+template <> __device__ __forceinline__ unsigned short half_bits<bf16>(float v) { return f32_to_bf16_bits(v); }
+template <> __device__ __forceinline__ unsigned short half_bits<f16>(float v) { return f32_to_f16_bits(v); }
+template <> __device__ __forceinline__ unsigned short half_bits<float>(float) { return 0; }  // has no halves: not called
+
+// The registers that stmatrix takes for 16 columns of the sums.
+__device__ __forceinline__ void fragments(unsigned (&r)[4], const float* d) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) r[i] = half_bits<scalar_t>(d[2 * i]) | (unsigned)half_bits<scalar_t>(d[2 * i + 1]) << 16;
+}
+
+// f(row, column, 16 bytes: eight columns) for all rows of a warp, 16-bit scalar_t.
+template <class F> __device__ __forceinline__ void each_row_chunk(const float (&d)[COLS / 2], int m0, int n0, const F& f) {
+  const int lane = threadIdx.x % 32, m = first_row(m0), n = first_column(n0);
+  char* p = patches() + threadIdx.x / 32 * PATCH;
+  auto place = [&](int row, int chunk) { return p + row * 64 + ((chunk ^ row >> 1 & 3) << 4); };
+#pragma unroll
+  for (int c = 0; c < COLS; c += 32) {  // 16 rows of 64 bytes; no bank is met twice
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      unsigned r[4];
+      fragments(r, d + c / 2 + i * 8);
+      stmatrix_x4(place(lane % 16, i * 2 + lane / 16), r);
+    }
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int row = i * 8 + lane / 4, chunk = lane % 4;
+      f(m + row, n + c + chunk * 8, *(const uint4*)place(row, chunk));
+    }
+    __syncwarp();
+  }
+}
+
+// f(row, column, 16 bytes: eight rows) for all columns of a warp, 16-bit scalar_t: where rows are what is contiguous in memory.
+template <class F> __device__ __forceinline__ void each_column_chunk(const float (&d)[COLS / 2], int m0, int n0, const F& f) {
+  const int lane = threadIdx.x % 32, m = first_row(m0), n = first_column(n0);
+  char* p = patches() + threadIdx.x / 32 * PATCH;
+  auto place = [&](int column, int half) { return p + column * 32 + ((half ^ column >> 2 & 1) << 4); };
+#pragma unroll
+  for (int c = 0; c < COLS; c += 32) {  // 32 columns of 32 bytes
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      unsigned r[4];
+      fragments(r, d + c / 2 + i * 8);
+      stmatrix_x4_trans(place(i * 16 + lane / 16 * 8 + lane % 8, lane / 8 % 2), r);
+    }
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int column = i * 16 + lane / 2, half = lane % 2;
+      f(m + half * 8, n + c + column, *(const uint4*)place(column, half));
+    }
+    __syncwarp();
+  }
+}
+
+// d += bias by row; null for none.
+__device__ __forceinline__ void add_by_row(float (&d)[COLS / 2], const scalar_t* bias, int m0, int rows) {
+  if (!bias) return;
+  const int m = first_row(m0) + threadIdx.x % 32 / 4;
+  const float upper = m < rows ? load(bias + m) : 0, lower = m + 8 < rows ? load(bias + m + 8) : 0;
+#pragma unroll
+  for (int j = 0; j < COLS / 8; ++j) d[4 * j] += upper, d[4 * j + 1] += upper, d[4 * j + 2] += lower, d[4 * j + 3] += lower;
+}
+
+// Stores columns whose `rows` rows, a multiple of 8, are contiguous from at(column) on; null for none.
+template <class At> __device__ __forceinline__ void put_columns(const float (&d)[COLS / 2], int m0, int n0, int rows, const At& at) {
+  if (sizeof(scalar_t) == 4) {
+    each_pair(d, m0, n0, [&](int m, int n, float v, float w) {
+      scalar_t *first = at(n), *second = at(n + 1);
+      if (first && m < rows) store(first + m, v);
+      if (second && m < rows) store(second + m, w);
+    });
+  } else {
+    each_column_chunk(d, m0, n0, [&](int m, int n, uint4 eight) {
+      scalar_t* to = at(n);
+      if (to && m < rows) *(uint4*)(to + m) = eight;
+    });
+  }
+}

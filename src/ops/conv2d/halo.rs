@@ -1,0 +1,329 @@
+//! 3x3 convolutions of stride 1 and padding 1 by wgmma, whose pixels are loaded once for all taps: launches of
+//! `kernels/conv3x3_wgmma.cu`.
+
+use super::wgmma::filters;
+use crate::{
+    Array, DType, Layout, Result,
+    cuda::{Launch, TensorMap},
+    ops::wgmma::{self, BANDWIDTH, SHARED, Tile},
+};
+
+/// Tiles with the rows around them that are in shared memory at once: `HALOS` of the kernel.
+const HALOS: usize = 2;
+
+/// The `Conv` of `conv3x3_wgmma.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Sizes {
+    images: [i32; 3],
+    rows: i32,
+    channels: i32,
+    height: i32,
+    count: i32,
+    tiles_m: i32,
+    tiles_h: i32,
+    all: i32,
+    halo: i32,
+    halo_bytes: i32,
+}
+
+/// How it is computed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Halo {
+    tile: Tile,
+    /// Of a tile: rows, and images.
+    height: usize,
+    count: usize,
+    /// Tiles of channels, of an image's rows, of images.
+    tiles: [usize; 3],
+    /// Pixels loaded, and bytes for them and what is read behind them.
+    pixels: usize,
+    bytes: usize,
+    stages: usize,
+    /// Clocks that the model expects.
+    pub time: f64,
+    multiprocessors: usize,
+}
+
+impl Halo {
+    /// For `to` (n, rows, h, w) from images of `channels` channels; `None` where other kernels are faster, or no tile fits.
+    pub(super) fn new(to: &Array, channels: usize) -> Result<Option<Self>> {
+        let shape = [0, 1, 2, 3].map(|i| to.shape()[i]);
+        let multiprocessors = to.cuda("conv2d")?.owner().multiprocessors as usize;
+        let tiles = || Tile::HALO.iter().filter_map(|&tile| Self::of(tile, shape, channels, to.dtype(), multiprocessors));
+        #[cfg(test)]
+        if let Some(force) = wgmma::forced() {
+            return Ok(force.filter(|f| f.halo).and_then(|f| {
+                crate::ops::wgmma_tests::reached();
+                Self::of(Tile::HALO[f.tile % Tile::HALO.len()], shape, channels, to.dtype(), multiprocessors)
+            }));
+        }
+        let [n, rows, h, w] = shape;
+        let multiplications = [n, h, w, rows, channels, 9].iter().fold(1usize, |p, &v| p.saturating_mul(v));
+        let depth = 128 / to.dtype().size();
+        let worth = |halo: &Halo| {
+            let padded = halo.tiles.iter().product::<usize>() as f64 * (halo.tile.rows() * halo.tile.columns()) as f64;
+            multiplications >= wgmma::SMALL
+                && multiplications as f64 >= 0.5 * padded * (9 * channels.next_multiple_of(depth)) as f64
+        };
+        let best = tiles().filter(worth).min_by(|a, b| a.time.total_cmp(&b.time));
+        #[cfg(test)]
+        best.iter().for_each(|_| crate::ops::wgmma_tests::reached());
+        Ok(best)
+    }
+
+    fn of(tile: Tile, [n, rows, h, w]: [usize; 4], channels: usize, dtype: DType, multiprocessors: usize) -> Option<Self> {
+        // As many rows as fit, spread evenly; if these are whole images, as many of them.
+        let most = tile.columns() / (w + 1);
+        let even = |all: usize, most: usize| if most == 0 { 0 } else { all.div_ceil(all.div_ceil(most)) };
+        let (height, count) = if most >= h { (h, even(n, (most / h).min(256))) } else { (even(h, most), 1) };
+        if height == 0 || height > 254 || w > 255 {
+            return None;
+        }
+        let row = count * (w + 1);
+        let pixels = (height + 2) * row;
+        let bytes = (pixels + 1).max(2 * row + 2 + tile.columns()).next_multiple_of(8) * 128;
+        let stages = if tile.down == 1 { 6 } else { 4 };
+        let halo = Halo {
+            tile,
+            height,
+            count,
+            tiles: [rows.div_ceil(tile.rows()), h.div_ceil(height), n.div_ceil(count)],
+            pixels,
+            bytes,
+            stages,
+            time: 0.0,
+            multiprocessors,
+        };
+        let waves = halo.tiles.iter().product::<usize>().div_ceil(multiprocessors) as f64;
+        let loads = ((pixels + 9 * tile.rows()) * 128) as f64 / BANDWIDTH;
+        let step = (9.0 * tile.multiply()).max(loads);
+        let time = waves * (wgmma::steps(dtype, channels) as f64 * step + tile.finish());
+        (halo.shared() + 512 <= SHARED).then_some(Halo { time, ..halo })
+    }
+
+    /// Bytes of dynamic shared memory.
+    fn shared(&self) -> usize {
+        self.tile.shared(self.stages * self.tile.rows() * 128 + HALOS * self.bytes)
+    }
+
+    /// Computes `to` from `images` and the filters for `pass`, all channels-last.
+    pub(super) fn run(&self, to: &Array, images: &Array, (w, pass): (&Array, usize), bias: Option<&Array>) -> Result<()> {
+        let ([n, rows, height, width], dtype) = ([0, 1, 2, 3].map(|i| to.shape()[i]), to.dtype());
+        let (channels, all) = (images.shape()[1], self.tiles.iter().product::<usize>());
+        let int = |v: usize| v as i32;
+        let sizes = Sizes {
+            images: [n, height, width].map(int),
+            rows: int(rows),
+            channels: int(wgmma::steps(dtype, channels)),
+            height: int(self.height),
+            count: int(self.count),
+            tiles_m: int(self.tiles[0]),
+            tiles_h: int(self.tiles[1]),
+            all: int(all),
+            halo: int(self.pixels),
+            halo_bytes: int(self.bytes),
+        };
+        let define = self.tile.defines(dtype, self.stages, 1, &[("PASS", pass)]);
+        Launch::new(to, "conv3x3_wgmma.cu", "conv3x3_wgmma", &define)?
+            .tensor(w, &filters(w, pass, self.tile.rows()))
+            .tensor(images, &boxes(images, self.count, self.height + 2))
+            .array(to)
+            .optional(bias)
+            .value(sizes)
+            .run([all.min(self.multiprocessors) as u32, 1, 1], self.tile.threads(), self.shared() as u32)
+    }
+}
+
+/// The `Weight` of `conv3x3_wgmma.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct WeightSizes {
+    images: [i32; 3],
+    rows: i32,
+    channels: i32,
+    height: i32,
+    count: i32,
+    tiles_h: i32,
+    tiles: i32,
+    chunk: i32,
+    parts: i32,
+    blocks: [i32; 2],
+    halo: i32,
+    halo_bytes: i32,
+    pixels: i32,
+    pixel_bytes: i32,
+}
+
+/// The same for the gradient of the filters: a block has 64 filters, 64 channels and all taps, and a part of the tiles.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HaloWeight {
+    height: usize,
+    count: usize,
+    /// Tiles of an image's rows, of images.
+    tiles: [usize; 2],
+    /// Of filters, of channels.
+    blocks: [usize; 2],
+    chunk: usize,
+    parts: usize,
+    pixels: usize,
+    halo_bytes: usize,
+    pixel_bytes: usize,
+    pub time: f64,
+}
+
+impl HaloWeight {
+    const TILE: Tile = Tile { down: 1, across: 3, cols: 192 };
+    const STAGES: usize = 3;
+    /// Pixels that are multiplied at once.
+    const AT_ONCE: usize = 32;
+
+    /// For dy (n, filters, h, w) and x of `channels` channels.
+    pub(super) fn new(dy: &Array, channels: usize) -> Result<Option<Self>> {
+        let shape @ [n, filters, h, w] = [0, 1, 2, 3].map(|i| dy.shape()[i]);
+        let multiprocessors = dy.cuda("conv2d")?.owner().multiprocessors as usize;
+        let best = (1..=h.min(254)).filter_map(|height| Self::of(height, shape, channels, multiprocessors));
+        let best = best.min_by(|a, b| a.time.total_cmp(&b.time));
+        #[cfg(test)]
+        if let Some(force) = wgmma::forced() {
+            // Parts of few tiles too.
+            return Ok(best.filter(|_| force.is_some_and(|f| f.halo)).map(|best| {
+                crate::ops::wgmma_tests::reached();
+                let (tiles, parts) = (best.tiles[0] * best.tiles[1], force.map_or(1, |f| f.parts));
+                let chunk = tiles.div_ceil(parts);
+                HaloWeight { chunk, parts: tiles.div_ceil(chunk), ..best }
+            }));
+        }
+        let multiplications = [n, h, w, filters, channels, 9].iter().fold(1usize, |p, &v| p.saturating_mul(v));
+        let worth = |b: &Self| {
+            let padded =
+                [b.tiles[0], b.tiles[1], b.pixels.next_multiple_of(Self::AT_ONCE), b.blocks[0], b.blocks[1], 64 * 64 * 9];
+            multiplications >= wgmma::SMALL && multiplications as f64 >= 0.5 * padded.iter().map(|&v| v as f64).product::<f64>()
+        };
+        Ok(best.filter(worth))
+    }
+
+    /// With tiles of `height` rows.
+    fn of(height: usize, [n, filters, h, w]: [usize; 4], channels: usize, multiprocessors: usize) -> Option<Self> {
+        // Several images where they are small.
+        let most = (192 / (h * (w + 1))).clamp(1, n.min(256));
+        let count = if height == h { n.div_ceil(n.div_ceil(most)) } else { 1 };
+        let row = count * (w + 1);
+        let pixels = height * row;
+        let whole = pixels.next_multiple_of(Self::AT_ONCE);
+        let halo = ((height + 2) * row + 1).max(2 * row + 2 + whole).next_multiple_of(8);
+        let (halo_bytes, pixel_bytes) = (halo * 128, whole * 128);
+        if w > 255 || Self::shared(halo_bytes + pixel_bytes) + 512 > SHARED {
+            return None;
+        }
+        let (tiles, blocks) = ([h.div_ceil(height), n.div_ceil(count)], [filters.div_ceil(64), channels.div_ceil(64)]);
+        let (all, side) = (tiles[0] * tiles[1], blocks[0] * blocks[1]);
+        let chunk = all.div_ceil((multiprocessors / side).clamp(1, all));
+        let parts = all.div_ceil(chunk);
+        // Three warpgroups of 64 by 192; what is loaded; the sums, written and read.
+        let multiply = (whole * 64 * 576) as f64 / 2048.0;
+        let loads = (((height + 2) * row + pixels) * 128) as f64 / BANDWIDTH;
+        let waves = (side * parts).div_ceil(multiprocessors) as f64;
+        let sums = (filters * channels * 9 * (parts * 8 + 4)) as f64 / (multiprocessors as f64 * 12.0) + 4000.0;
+        let time = waves * (chunk as f64 * multiply.max(loads) + 4000.0) + sums;
+        Some(HaloWeight { height, count, tiles, blocks, chunk, parts, pixels, halo_bytes, pixel_bytes, time })
+    }
+
+    fn shared(stage: usize) -> usize {
+        Self::TILE.shared(Self::STAGES * stage)
+    }
+
+    /// The parts of the gradient, (part, filters, taps, channels), from channels-last dy and x; how many there are.
+    pub(super) fn run(&self, dy: &Array, x: &Array) -> Result<(Array, usize)> {
+        let ([n, filters, height, width], dtype) = ([0, 1, 2, 3].map(|i| dy.shape()[i]), dy.dtype());
+        let channels = x.shape()[1];
+        let sums = Array::uninit(&[self.parts, filters * channels * 9], DType::F32, Layout::RowMajor, &dy.context())?;
+        let int = |v: usize| v as i32;
+        let sizes = WeightSizes {
+            images: [n, height, width].map(int),
+            rows: int(filters),
+            channels: int(channels),
+            height: int(self.height),
+            count: int(self.count),
+            tiles_h: int(self.tiles[0]),
+            tiles: int(self.tiles[0] * self.tiles[1]),
+            chunk: int(self.chunk),
+            parts: int(self.parts),
+            blocks: self.blocks.map(int),
+            halo: int((self.height + 2) * self.count * (width + 1)),
+            halo_bytes: int(self.halo_bytes),
+            pixels: int(self.pixels),
+            pixel_bytes: int(self.pixel_bytes),
+        };
+        let define = Self::TILE.defines(dtype, Self::STAGES, 1, &[("PASS", 2)]);
+        Launch::new(dy, "conv3x3_wgmma.cu", "conv3x3_wgmma", &define)?
+            .tensor(dy, &boxes(dy, self.count, self.height))
+            .tensor(x, &boxes(x, self.count, self.height + 2))
+            .array(&sums)
+            .value(sizes)
+            .run(
+                [int(self.parts * self.blocks[0] * self.blocks[1]) as u32, 1, 1],
+                Self::TILE.threads(),
+                Self::shared(self.halo_bytes + self.pixel_bytes) as u32,
+            )?;
+        Ok((sums, self.parts))
+    }
+}
+
+/// Boxes of `height` rows of `count` channels-last images with a pixel more than there are, that lie in shared memory as
+/// (rows, images, pixels, channels).
+fn boxes(images: &Array, count: usize, height: usize) -> TensorMap {
+    let ([n, c, h, w], dtype) = ([0, 1, 2, 3].map(|i| images.shape()[i]), images.dtype());
+    let map = TensorMap::tiled(&[c, w, n, h], &[c, h * w * c, w * c], &[128 / dtype.size(), w + 1, count, height]);
+    wgmma::swizzled(map, dtype)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// For as many filters as channels.
+    fn best([n, c, h, w]: [usize; 4]) -> Halo {
+        let all = Tile::HALO.iter().filter_map(|&tile| Halo::of(tile, [n, c, h, w], c, DType::BF16, 132));
+        all.min_by(|a, b| a.time.total_cmp(&b.time)).unwrap()
+    }
+
+    /// The layers of ResNet-18 on images of 96 by 96 are mostly pixels, not what pads rows and tiles; and the kernel's variants
+    /// name the tiles.
+    #[test]
+    fn tiles_are_full() {
+        for shape in [[256, 64, 24, 24], [256, 128, 12, 12], [256, 256, 6, 6], [256, 512, 3, 3]] {
+            let halo = best(shape);
+            let [n, c, h, w] = shape;
+            let columns = halo.tiles[1] * halo.tiles[2] * halo.tile.columns();
+            assert!(columns as f64 * 0.7 < (n * h * w) as f64 && c.is_multiple_of(halo.tile.rows()), "{shape:?}: {halo:?}");
+        }
+        let source = include_str!("../../../kernels/conv3x3_wgmma.cu");
+        assert!(source.contains("PASS=2; DOWN=1; ACROSS=3; COLS=192; STAGES=3; RESIDENT=1;"));
+        for tile in Tile::HALO {
+            let stages = if tile.down == 1 { 6 } else { 4 };
+            let named = |line: &str| {
+                line.contains(&format!("DOWN={}; ACROSS={}; COLS=", tile.down, tile.across))
+                    && line.contains(&format!("STAGES={stages}; RESIDENT=1"))
+                    && line
+                        .split("COLS=")
+                        .nth(1)
+                        .is_some_and(|l| l.split(';').next().unwrap().split(',').any(|c| c == tile.cols.to_string()))
+            };
+            assert!(source.lines().any(named), "{tile:?} is not among the kernel's variants");
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let of = |shape| Tile::HALO.iter().filter_map(|&t| Halo::of(t, shape, 64, DType::BF16, 132)).count();
+        assert_eq!(of([1, 64, 8, 256]), 0);
+        // Three such rows take too much shared memory.
+        assert_eq!(of([1, 64, 300, 200]), 0);
+        let weight = |shape, height| HaloWeight::of(height, shape, 64, 132);
+        assert!(
+            weight([1, 64, 8, 256], 1).is_none() && weight([1, 64, 8, 255], 8).is_none() && weight([9, 64, 1, 1], 1).is_some()
+        );
+        assert!(of([1, 64, 300, 130]) > 0 && of([1, 64, 1, 1]) > 0);
+    }
+}

@@ -1,0 +1,310 @@
+//! Which products run on Hopper's warpgroup instructions (`kernels/wgmma.cuh`), and in what tiles: the one place that decides.
+//!
+//! On compute capability 9.0 alone, for bf16, f16 and, with [`Precision::Tf32`], f32. What the copy engine cannot read (strides that
+//! are no multiples of 16 bytes), what would mostly fill tiles with zeros, and what is small is left to [`super::mma`].
+
+use crate::{
+    Array, DType, Result,
+    cuda::{Define, Swizzle, TensorMap},
+    precision::{self, Precision},
+};
+
+/// Bytes of a row of shared memory: a step of the loop along k.
+const ROW: usize = 128;
+/// Bytes in which a warp rearranges its sums.
+const PATCH: usize = 1024;
+/// Counts in the kernels have 32 bits.
+const LIMIT: usize = 1 << 30;
+/// Multiplications below which a launch takes longer than they do, whatever computes them.
+pub(crate) const SMALL: usize = 1 << 25;
+/// Bytes that the L2 cache gives a multiprocessor in a clock when all of them ask.
+pub(crate) const BANDWIDTH: f64 = 32.0;
+/// Bytes of shared memory that a block may have.
+pub(crate) const SHARED: usize = 227 << 10;
+
+/// Warpgroups below and beside each other, and the columns of each.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Tile {
+    pub down: usize,
+    pub across: usize,
+    pub cols: usize,
+}
+
+const fn tile(down: usize, across: usize, cols: usize) -> Tile {
+    Tile { down, across, cols }
+}
+
+impl Tile {
+    /// For products whose result is row-major.
+    pub(crate) const PRODUCT: &[Tile] = &[tile(2, 1, 256), tile(2, 1, 128), tile(1, 1, 128)];
+    /// Channels by pixels.
+    pub(crate) const IMAGE: &[Tile] =
+        &[tile(2, 1, 256), tile(2, 1, 192), tile(2, 1, 128), tile(2, 1, 96), tile(1, 2, 192), tile(1, 2, 128)];
+    /// Filters by boxes of 64 channels under one tap.
+    pub(crate) const WEIGHT: &[Tile] = &[tile(2, 1, 256), tile(2, 1, 192), tile(1, 2, 192), tile(1, 1, 192)];
+
+    pub(crate) fn rows(self) -> usize {
+        self.down * 64
+    }
+
+    pub(crate) fn columns(self) -> usize {
+        self.across * self.cols
+    }
+
+    /// Channels by pixels of whole rows, with the rows around them: `kernels/conv3x3_wgmma.cu`.
+    pub(crate) const HALO: &[Tile] =
+        &[tile(2, 1, 256), tile(2, 1, 192), tile(2, 1, 160), tile(1, 2, 224), tile(1, 2, 192), tile(1, 2, 160)];
+
+    fn stage(self) -> usize {
+        (self.rows() + self.columns()) * ROW
+    }
+
+    /// Clocks in which the tensor cores multiply a step: 2048 pairs of 16 bits in one.
+    pub(crate) fn multiply(self) -> f64 {
+        (self.rows() * self.columns()) as f64 / 32.0
+    }
+
+    /// Clocks to begin a tile and to write its sums.
+    pub(crate) fn finish(self) -> f64 {
+        (self.rows() * self.columns()) as f64 / 16.0 + 1500.0
+    }
+
+    /// Dynamic shared memory of a block that keeps so many bytes of operands.
+    pub(crate) fn shared(self, operands: usize) -> usize {
+        1024 + self.down * self.across * 4 * PATCH + operands
+    }
+
+    /// The kernel's `-D`, with its own.
+    pub(crate) fn defines(self, dtype: DType, stages: usize, resident: usize, own: &[(&'static str, usize)]) -> Defines {
+        let Tile { down, across, cols } = self;
+        let all = [("DOWN", down), ("ACROSS", across), ("COLS", cols), ("STAGES", stages), ("RESIDENT", resident)];
+        let numbers = all.iter().chain(own).map(|&(name, v)| (name, Define::Int(v as i64)));
+        [("scalar_t", dtype.into())].into_iter().chain(numbers).collect()
+    }
+
+    /// Threads of a block.
+    pub(crate) fn threads(self) -> [u32; 3] {
+        [(self.down * self.across * 128 + 32) as u32, 1, 1]
+    }
+
+    /// Blocks on a multiprocessor and stages of each. Two blocks hide each other's beginning and end, where registers allow them
+    /// (144 columns need 98, and two blocks of nine warps have 96) and three stages fit.
+    fn fit(self) -> (usize, usize) {
+        let stages = |room: usize| (3..=8).rev().find(|&s| self.shared(s * self.stage()) + 512 <= room);
+        let registers = self.cols <= 128 || self.down * self.across == 1;
+        match stages(113 << 10).filter(|_| registers) {
+            Some(stages) => (2, stages),
+            None => (1, stages(SHARED).unwrap_or(2)),
+        }
+    }
+}
+
+/// `-D` by name.
+type Defines = Vec<(&'static str, Define)>;
+
+/// Columns that meet `steps` steps of k.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Span {
+    pub n: usize,
+    pub steps: usize,
+}
+
+/// What is to be multiplied.
+#[derive(Clone, Debug)]
+pub(crate) struct Work<'a> {
+    pub m: usize,
+    pub spans: &'a [Span],
+    /// Such products side by side.
+    pub batch: usize,
+    /// Multiplications that are asked for: those of m, n and steps, but for what fills them up.
+    pub multiplications: usize,
+    /// k may be cut into parts.
+    pub split: bool,
+}
+
+/// How a product is computed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Plan {
+    pub tile: Tile,
+    pub stages: usize,
+    pub resident: usize,
+    /// Into so many parts of `chunk` steps k is cut.
+    pub parts: usize,
+    pub chunk: usize,
+    /// Clocks that the model expects.
+    pub time: f64,
+    multiprocessors: usize,
+}
+
+/// What tests set: the number of the tile in its list, the parts of k, and whether 3x3 convolutions take a halo.
+#[cfg(test)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Force {
+    pub tile: usize,
+    pub parts: usize,
+    pub halo: bool,
+}
+
+/// What a test forces, if it does; `Some(None)` is that wgmma is not taken, as in the tests of `mma`.
+#[cfg(test)]
+pub(crate) fn forced() -> Option<Option<Force>> {
+    super::wgmma_tests::FORCED.get().or_else(|| super::mma_tests::FORCED.get().map(|_| None))
+}
+
+/// Steps of `k` elements of `dtype`.
+pub(crate) fn steps(dtype: DType, k: usize) -> usize {
+    k.div_ceil(ROW / dtype.size())
+}
+
+/// Whether a device and its setting take `y`'s dtype at all.
+pub(crate) fn takes(y: &Array) -> Result<bool> {
+    let hopper = y.cuda("wgmma")?.owner().capability == (9, 0);
+    Ok(hopper
+        && match y.dtype() {
+            DType::BF16 | DType::F16 => true,
+            DType::F32 => precision::get() == Precision::Tf32,
+            _ => false,
+        })
+}
+
+/// The plan for `work`, or `None` where it is left to others.
+pub(crate) fn plan(y: &Array, tiles: &[Tile], work: &Work) -> Result<Option<Plan>> {
+    let multiprocessors = y.cuda("wgmma")?.owner().multiprocessors as usize;
+    #[cfg(test)]
+    if let Some(force) = forced() {
+        let steps = work.spans.iter().map(|s| s.steps).max().unwrap_or(0);
+        let plan = |f: Force| {
+            super::wgmma_tests::reached();
+            Plan::new(tiles[f.tile % tiles.len()], if work.split { f.parts } else { 1 }, steps, multiprocessors)
+        };
+        return Ok(force.filter(|f| !f.halo || tiles == Tile::PRODUCT).map(plan));
+    }
+    let plan = choose(multiprocessors, y.dtype().size(), tiles, work);
+    #[cfg(test)]
+    plan.iter().for_each(|_| super::wgmma_tests::reached());
+    Ok(plan)
+}
+
+fn choose(multiprocessors: usize, size: usize, tiles: &[Tile], work: &Work) -> Option<Plan> {
+    let Work { m, spans, batch, multiplications, split } = *work;
+    if multiplications < SMALL || spans.iter().any(|s| s.n >= LIMIT || s.steps >= LIMIT) || m >= LIMIT {
+        return None;
+    }
+    let longest = spans.iter().map(|s| s.steps).max()?;
+    let mut best: Option<Plan> = None;
+    for &tile in tiles {
+        let count = |s: &Span| m.div_ceil(tile.rows()).saturating_mul(s.n.div_ceil(tile.columns())).saturating_mul(batch);
+        let all: usize = spans.iter().map(count).fold(0, usize::saturating_add);
+        // mma.sync has at best half of wgmma's rate, so half of a tile may be zeros.
+        let padded = |s: &Span| count(s) as f64 * (tile.rows() * tile.columns() * ROW / size) as f64 * s.steps as f64;
+        if all >= LIMIT || (multiplications as f64) < 0.5 * spans.iter().map(padded).sum::<f64>() {
+            continue;
+        }
+        for parts in [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128] {
+            // Parts of fewer steps would not fill the ring.
+            if parts > 1 && (!split || longest / parts < 4) {
+                break;
+            }
+            let mut plan = Plan::new(tile, parts, longest, multiprocessors);
+            let slots = (multiprocessors * plan.resident) as f64;
+            let together =
+                (all.saturating_mul(plan.parts) as f64 / multiprocessors as f64).ceil().clamp(1.0, plan.resident as f64);
+            // A warpgroup alone does not keep the tensor cores busy.
+            let alone = if together * (tile.down * tile.across) as f64 > 1.0 { 1.0 } else { 1.3 };
+            let step = (alone * tile.multiply()).max(tile.stage() as f64 / BANDWIDTH) * together;
+            let time_of = |steps: usize| steps as f64 * step + tile.finish();
+            let products = match spans {
+                [one] => (count(one) as f64 * plan.parts as f64 / slots).ceil() * time_of(plan.chunk),
+                _ => spans.iter().map(|s| count(s) as f64 * time_of(s.steps)).sum::<f64>() / slots + time_of(longest) / 2.0,
+            };
+            // The sums are written and read once more, by another kernel.
+            let sums = m as f64 * spans[0].n as f64 * batch as f64 * (plan.parts as f64 * 8.0 + 4.0);
+            plan.time = products + if plan.parts > 1 { sums / (multiprocessors as f64 * 12.0) + 4000.0 } else { 0.0 };
+            if best.is_none_or(|b| plan.time < b.time) {
+                best = Some(plan);
+            }
+        }
+    }
+    best
+}
+
+impl Plan {
+    fn new(tile: Tile, parts: usize, steps: usize, multiprocessors: usize) -> Self {
+        let (resident, stages) = tile.fit();
+        let chunk = steps.div_ceil(parts.max(1)).max(1);
+        Plan { tile, stages, resident, parts: steps.div_ceil(chunk).max(1), chunk, time: 0.0, multiprocessors }
+    }
+
+    /// The kernel's `-D`, with its own.
+    pub(crate) fn defines(&self, dtype: DType, own: &[(&'static str, usize)]) -> Defines {
+        self.tile.defines(dtype, self.stages, self.resident, own)
+    }
+
+    /// The grid for `all` pieces of work: as many blocks as the device holds, which share them.
+    pub(crate) fn grid(&self, all: usize) -> [u32; 3] {
+        [all.min(self.multiprocessors * self.resident) as u32, 1, 1]
+    }
+
+    /// Threads of a block.
+    pub(crate) fn threads(&self) -> [u32; 3] {
+        self.tile.threads()
+    }
+
+    /// Bytes of dynamic shared memory.
+    pub(crate) fn shared(&self) -> u32 {
+        self.tile.shared(self.stages * self.tile.stage()) as u32
+    }
+}
+
+/// A map in the swizzle that the kernels expect, f32 rounded to tf32.
+pub(crate) fn swizzled(map: TensorMap, dtype: DType) -> TensorMap {
+    let map = map.swizzle(Swizzle::Span128);
+    if dtype == DType::F32 { map.tf32() } else { map }
+}
+
+/// Whether the copy engine reads rows that are these numbers of elements apart.
+pub(crate) fn aligned(dtype: DType, strides: &[usize]) -> bool {
+    strides.iter().all(|s| (s * dtype.size()).is_multiple_of(16))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Shared memory and registers hold every tile, with enough stages to hide the way from memory.
+    #[test]
+    fn tiles_fit() {
+        let (matmul, conv) = (include_str!("../../kernels/matmul_wgmma.cu"), include_str!("../../kernels/conv2d_wgmma.cu"));
+        let all = [(Tile::PRODUCT, matmul), (Tile::IMAGE, conv), (Tile::WEIGHT, conv)];
+        for (tile, source) in all.iter().flat_map(|(tiles, source)| tiles.iter().map(move |t| (*t, source))) {
+            let (resident, stages) = tile.fit();
+            let threads = (tile.down * tile.across * 128 + 32) * resident;
+            assert!(
+                stages >= 3 && resident * (tile.shared(stages * tile.stage()) + 512 + 1024) <= 228 << 10,
+                "{tile:?}: {stages}"
+            );
+            // The sums, and what else a thread needs; registers come by 8, warps are spread over four places.
+            assert!(tile.cols / 2 + 28 <= 16384 / 32 / threads.div_ceil(128) / 8 * 8, "{tile:?}");
+            let Tile { down, across, cols } = tile;
+            let variant = format!("DOWN={down}; ACROSS={across}; COLS={cols}; STAGES={stages}; RESIDENT={resident};");
+            assert!(source.contains(&variant), "not among the kernel's variants: {variant}");
+            assert!(tile.cols % 32 == 0 && (!Tile::WEIGHT.contains(&tile) || tile.cols % 64 == 0));
+        }
+    }
+
+    fn choice(tiles: &[Tile], m: usize, n: usize, k: usize, split: bool) -> Option<Plan> {
+        let spans = [Span { n, steps: steps(DType::BF16, k) }];
+        choose(132, 2, tiles, &Work { m, spans: &spans, batch: 1, multiplications: m * n * k, split })
+    }
+
+    #[test]
+    fn large_products_take_large_tiles_and_small_ones_fill_the_device() {
+        assert_eq!(choice(Tile::PRODUCT, 8192, 8192, 8192, true).map(|p| (p.tile, p.parts)), Some((tile(2, 1, 256), 1)));
+        let skinny = choice(Tile::PRODUCT, 256, 256, 147_456, true).unwrap();
+        assert!(256 / skinny.tile.rows() * 256 / skinny.tile.columns() * skinny.parts >= 100, "{skinny:?}");
+        // 64 channels are no work for 128 rows.
+        assert_eq!(choice(Tile::IMAGE, 64, 147_456, 576, false).unwrap().tile.down, 1);
+        assert_eq!(choice(Tile::PRODUCT, 16, 8192, 8192, true), None);
+        assert_eq!(choice(Tile::PRODUCT, 256, 256, 256, true), None);
+    }
+}

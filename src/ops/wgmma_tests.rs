@@ -1,0 +1,159 @@
+//! The wgmma kernels at the edges of their tiles, against the f64 reference, where there is a GPU of compute capability 9.0. The plan
+//! is forced: the rule leaves small products to others.
+
+use std::cell::Cell;
+
+use super::{
+    mma_tests::{Math, TF32, gpu, matmul},
+    wgmma::{Force, Tile},
+};
+use crate::{
+    Array, Context, DType, Layout, Result,
+    autograd::{Op, Saved},
+    check::{cast, difference, parity_within, random},
+    cpu,
+    ops::{Conv2d, Conv2dOptions, Dense, MatMul},
+    precision::{self, Precision},
+};
+
+/// The same sums in another order, rounded alike but for a few: a single wrong element is more than these bounds.
+const HALF: Math = Math(DType::F16, Precision::F32, 2e-4);
+const BRAIN: Math = Math(DType::BF16, Precision::F32, 1e-3);
+
+thread_local! {
+    /// What [`super::wgmma::plan`] has to choose on this thread: `Some(None)` leaves everything to other kernels.
+    pub(super) static FORCED: Cell<Option<Option<Force>>> = const { Cell::new(None) };
+    /// How many plans there were: a test must not pass by other kernels.
+    static REACHED: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Counts a plan.
+pub(super) fn reached() {
+    REACHED.set(REACHED.get() + 1);
+}
+
+/// Runs `f`, in which wgmma has to be taken at least `times`.
+fn forced<T>(force: Force, times: usize, f: impl FnOnce() -> Result<T>) -> Result<T> {
+    FORCED.set(Some(Some(force)));
+    REACHED.set(0);
+    let out = f();
+    FORCED.set(None);
+    assert!(out.is_err() || REACHED.get() >= times, "{force:?}: wgmma was taken {} times", REACHED.get());
+    out
+}
+
+/// `op` and its gradients, which have to take wgmma `times`.
+fn agrees(math: Math, force: Force, times: usize, op: &dyn Op, inputs: &[Array], gpu: &Context) -> Result<()> {
+    let Math(dtype, precision, bound) = math;
+    let own = inputs.iter().map(|a| cast(a, dtype)?.to_layout(a.layout())).collect::<Result<Vec<_>>>()?;
+    let run = || parity_within(op, &own, gpu, &cpu(), bound);
+    forced(force, times, || precision::with(precision, run)).map_err(|e| {
+        let shapes: Vec<_> = inputs.iter().map(|a| (a.shape(), a.layout())).collect();
+        crate::Error::Check(format!("{math:?} {force:?} {op:?} {shapes:?}: {e}"))
+    })
+}
+
+/// The rule takes wgmma where there is enough to do, the bits are the same each time, and other kernels give the same sums.
+#[test]
+fn the_rule_takes_it_for_bf16() -> Result<()> {
+    let Some(gpu) = gpu((9, 0)) else { return Ok(()) };
+    let on = |shape: &[usize], seed| cast(&random(shape, seed)?, DType::BF16)?.to_context(&gpu);
+    let image = on(&[4, 64, 24, 24], 1)?.to_layout(Layout::ChannelsLast)?;
+    let cases: [(Box<dyn Op>, [Array; 2], usize); 3] = [
+        (Box::new(MatMul::default()), [on(&[520, 256], 1)?, on(&[256, 264], 2)?], 1),
+        (Box::new(Conv2d(Conv2dOptions::new().padding(1))), [image.clone(), on(&[64, 64, 3, 3], 2)?], 2),
+        (Box::new(Conv2d(Conv2dOptions::new().stride(2).padding(1))), [image, on(&[128, 64, 3, 3], 2)?], 1),
+    ];
+    for (op, [x, w], times) in cases {
+        let run = || -> Result<Array> {
+            let mut saved = Saved::new(&[&x, &w], vec![false; 2]);
+            op.forward(&[&x, &w], &mut saved).map(|mut y| y.remove(0))
+        };
+        REACHED.set(0);
+        let y = run()?;
+        assert_eq!(REACHED.get(), times, "{op:?}");
+        assert_eq!(y.to_f64_vec()?, run()?.to_f64_vec()?, "{op:?}");
+        FORCED.set(Some(None));
+        let slow = run();
+        FORCED.set(None);
+        assert_eq!(REACHED.get(), 2 * times, "{op:?}: forced off, it was taken");
+        assert!(difference(&y, &slow?)?.relative < BRAIN.2, "{op:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn products_agree_in_every_tile() -> Result<()> {
+    let Some(gpu) = gpu((9, 0)) else { return Ok(()) };
+    for (i, tile) in Tile::PRODUCT.iter().copied().enumerate() {
+        let force = |parts| Force { tile: i, parts, halo: false };
+        let (rows, columns) = (tile.rows(), tile.columns());
+        // One product and its gradients have three of the four pairs of majors.
+        let (ta, tb) = (i % 2 == 1, i == 0);
+        for (shape, parts) in [([rows + 8, columns + 8, 72], 1), ([8, 2 * columns - 8, 8], 1), ([rows - 8, 16, 648], 3)] {
+            let (op, x) = matmul(ta, tb, shape)?;
+            agrees(BRAIN, force(parts), 3, &op, &x, &gpu)?;
+        }
+        // Rows and columns of the result that are odd.
+        for (shape, parts) in [([rows + 1, columns - 1, 40], 1), ([1, 3, 104], 2)] {
+            let (op, x) = matmul(false, true, shape)?;
+            agrees(BRAIN, force(parts), 1, &op, &x, &gpu)?;
+            agrees(TF32, force(parts), 1, &op, &x, &gpu)?;
+        }
+    }
+    // A batch whose sides are stretched in turn, so that some axes are summed in the gradients; a bias.
+    let force = |parts| Force { tile: 2, parts, halo: false };
+    let x = vec![random(&[2, 1, 8, 16], 1)?, random(&[3, 16, 24], 2)?];
+    agrees(HALF, force(1), 3, &MatMul::default(), &x, &gpu)?;
+    let x = vec![random(&[72, 136], 1)?, random(&[80, 136], 2)?, random(&[80], 3)?];
+    agrees(BRAIN, force(1), 3, &Dense, &x, &gpu)?;
+    agrees(BRAIN, force(2), 3, &Dense, &x, &gpu)?;
+    agrees(TF32, force(1), 1, &Dense, &x, &gpu)
+}
+
+#[test]
+fn convolutions_agree_in_every_tile() -> Result<()> {
+    let Some(gpu) = gpu((9, 0)) else { return Ok(()) };
+    let o = Conv2dOptions::new;
+    let geometries = [
+        ([2, 72, 9, 11], [136, 72, 3, 3], o().padding(1)),
+        ([3, 8, 12, 7], [8, 8, 1, 1], o().stride(2)),
+        ([1, 16, 13, 9], [24, 16, 3, 3], o().stride(2).padding(1)),
+        ([1, 24, 11, 12], [8, 24, 3, 2], o().stride([2, 3]).padding([0, 1, 2, 0]).dilation([2, 1])),
+        ([2, 8, 17, 16], [16, 8, 7, 5], o().stride(4).padding(3)),
+        ([1, 8, 6, 5], [8, 8, 3, 3], o().padding(4).dilation(2)),
+    ];
+    for (i, (x, w, options)) in geometries.iter().enumerate() {
+        let layout = if i % 2 == 0 { Layout::ChannelsLast } else { Layout::RowMajor };
+        let mut inputs = vec![random(x, 1)?.to_layout(layout)?, random(w, 2)?];
+        inputs.extend((i % 2 == 0).then(|| random(&w[..1], 3)).transpose()?);
+        agrees(BRAIN, Force { tile: i, parts: 1 + i % 3, halo: false }, 3, &Conv2d(*options), &inputs, &gpu)?;
+    }
+    Ok(())
+}
+
+/// Tiles of several rows, of several images, of a part of an image; ragged in all of them.
+#[test]
+fn halos_agree_in_every_tile() -> Result<()> {
+    let Some(gpu) = gpu((9, 0)) else { return Ok(()) };
+    let geometries = [
+        ([3, 72, 24, 25], 136),
+        ([5, 8, 6, 6], 8),
+        ([23, 16, 3, 3], 24),
+        ([2, 64, 5, 130], 64),
+        ([2, 72, 13, 24], 8),
+        ([1, 8, 1, 90], 72),
+    ];
+    for (i, (x, o)) in geometries.iter().enumerate() {
+        let layout = if i % 2 == 0 { Layout::RowMajor } else { Layout::ChannelsLast };
+        let mut inputs = vec![random(x, 1)?.to_layout(layout)?, random(&[*o, x[1], 3, 3], 2)?];
+        inputs.extend((i % 2 == 0).then(|| random(&[*o], 3)).transpose()?);
+        let op = Conv2d(Conv2dOptions::new().padding(1));
+        // Rows of 130 pixels are too long for the gradient of the filters.
+        let times = if i == 3 { 2 } else { 3 };
+        agrees(BRAIN, Force { tile: i, parts: 1 + i % 3, halo: true }, times, &op, &inputs, &gpu)?;
+    }
+    let inputs = [random(&[2, 40, 7, 7], 1)?, random(&[16, 40, 3, 3], 2)?];
+    let op = Conv2d(Conv2dOptions::new().padding(1));
+    agrees(TF32, Force { tile: 2, parts: 1, halo: true }, 1, &op, &inputs, &gpu)
+}
