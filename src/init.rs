@@ -16,7 +16,8 @@ use std::fmt::Debug;
 
 use crate::{
     Result,
-    random::{Draw, next_draw, unit},
+    cpu::parallel::chunks,
+    random::{next_draw, unit},
 };
 
 /// Gives a parameter its first values.
@@ -187,16 +188,21 @@ fn count(shape: &[usize]) -> usize {
 }
 
 fn uniform(shape: &[usize], a: f64) -> Vec<f32> {
-    let mut v = vec![0.0; count(shape)];
-    let (n, a) = (v.len(), a as f32);
-    next_draw().words(0, n, |i, w| v[i] = (2.0 * unit(w) - 1.0) * a);
+    let (draw, mut v, a) = (next_draw(), vec![0.0; count(shape)], a as f32);
+    chunks(&mut v, |start, v| draw.words(start, v.len(), |i, w| v[i] = (2.0 * unit(w) - 1.0) * a));
     v
 }
 
 fn normal(shape: &[usize], sigma: f64) -> Vec<f32> {
-    let draw: Draw = next_draw();
-    let n = count(shape);
-    (0..n.div_ceil(2) as u64).flat_map(|pair| draw.normal_pair(pair)).take(n).map(|x| x * sigma as f32).collect()
+    let (draw, mut v) = (next_draw(), vec![0.0; count(shape)]);
+    // Chunks begin at even places, and so with a pair.
+    chunks(&mut v, |start, v| {
+        for (i, v) in v.chunks_mut(2).enumerate() {
+            let pair = draw.normal_pair((start / 2 + i) as u64);
+            v.iter_mut().zip(pair).for_each(|(v, x)| *v = x * sigma as f32);
+        }
+    });
+    v
 }
 
 impl Init for Constant {

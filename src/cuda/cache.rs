@@ -1,20 +1,20 @@
-//! Compiled kernels on disk: a process that starts with a warm cache compiles nothing.
+//! The cache on disk. Compiled kernels: a process that starts with a warm cache compiles nothing.
 
 use std::{
     env, fs,
     io::Write,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
 };
 
 use sha2::{Digest, Sha256};
 
-/// Where compiled kernels are kept: `$HADAL_CACHE`, else the user's cache folder; `HADAL_CACHE=off` keeps none.
-fn folder() -> Option<PathBuf> {
+/// A folder of the cache: in `$HADAL_CACHE`, else the user's cache folder; `HADAL_CACHE=off` keeps none.
+pub(super) fn folder(name: &str) -> Option<PathBuf> {
     match env::var_os("HADAL_CACHE") {
         Some(v) if v == "off" => None,
-        Some(v) => Some(PathBuf::from(v).join("kernels")),
-        None => crate::user_cache().map(|c| c.join("kernels")),
+        Some(v) => Some(PathBuf::from(v).join(name)),
+        None => crate::user_cache().map(|c| c.join(name)),
     }
 }
 
@@ -30,26 +30,28 @@ pub(super) fn key(parts: &[&str]) -> String {
 
 /// The image under `key`, if there is one and it is whole: the file begins with the SHA-256 of the rest.
 pub(super) fn read(key: &str) -> Option<Vec<u8>> {
-    let file = fs::read(folder()?.join(format!("{key}.cubin"))).ok()?;
+    let file = fs::read(folder("kernels")?.join(format!("{key}.cubin"))).ok()?;
     let (sum, image) = file.split_at_checked(32)?;
     (Sha256::digest(image).as_slice() == sum).then(|| image.to_vec())
 }
 
-/// Keeps an image, written beside and then renamed. A cache that cannot be written is no error: the next process compiles again.
+/// Keeps an image. A cache that cannot be written is no error: the next process compiles again.
 pub(super) fn write(key: &str, image: &[u8]) {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let Some(folder) = folder() else { return };
-    if fs::create_dir_all(&folder).is_err() {
-        return;
+    let Some(folder) = folder("kernels") else { return };
+    if fs::create_dir_all(&folder).is_ok() {
+        put(&folder.join(format!("{key}.cubin")), &[&Sha256::digest(image), image]);
     }
-    let own = format!("{key}.{}.{}.tmp", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-    let beside = folder.join(own);
+}
+
+/// Writes a file beside and then renames it, so that nobody ever reads half of one.
+pub(super) fn put(path: &Path, parts: &[&[u8]]) {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let beside = path.with_extension(format!("{}.{}.tmp", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
     let put = || -> std::io::Result<()> {
         let mut f = fs::File::create(&beside)?;
-        f.write_all(&Sha256::digest(image))?;
-        f.write_all(image)?;
+        parts.iter().try_for_each(|p| f.write_all(p))?;
         f.sync_all()?;
-        fs::rename(&beside, folder.join(format!("{key}.cubin")))
+        fs::rename(&beside, path)
     };
     if put().is_err() {
         let _ = fs::remove_file(&beside);

@@ -1,9 +1,6 @@
 //! Devices and the driver: found once, kept for the life of the process.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
-};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use cudarc::driver::{
     CudaContext, CudaStream, DriverError,
@@ -11,11 +8,7 @@ use cudarc::driver::{
     sys::{self, CUdevice_attribute_enum as Attribute},
 };
 
-use super::{
-    capture,
-    memory::Pool,
-    source::{Module, Spec},
-};
+use super::{backlog::Backlog, capture, memory::Pool, program::Programs};
 use crate::{Context, Error, Result, context::MemoryStats};
 
 /// One GPU: its primary context, the stream on which everything is ordered, its pool and its kernels.
@@ -26,7 +19,8 @@ pub(crate) struct Device {
     pub(crate) capability: (i32, i32),
     pub(crate) multiprocessors: u32,
     pub(super) pool: Mutex<Pool>,
-    pub(super) modules: Mutex<HashMap<Spec, Arc<Module>>>,
+    pub(super) programs: Programs,
+    pub(super) backlog: Backlog,
     pub(super) stream: Arc<CudaStream>,
     context: Arc<CudaContext>,
 }
@@ -102,7 +96,7 @@ pub(crate) fn device(ordinal: usize) -> Result<Arc<Device>> {
 }
 
 impl Device {
-    fn open(ordinal: usize) -> Result<Self> {
+    pub(super) fn open(ordinal: usize) -> Result<Self> {
         let context = Context::Gpu(ordinal);
         let refuse = |reason: String| Error::Device { context, reason };
         let count = driver().and_then(|()| result::device::get_count().map_err(|e| words(&e))).map_err(refuse)?;
@@ -127,7 +121,8 @@ impl Device {
             capability,
             multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?.max(1) as u32,
             pool: Mutex::default(),
-            modules: Mutex::default(),
+            programs: Programs::default(),
+            backlog: Backlog::default(),
             stream,
             context: cuda,
         })
@@ -153,6 +148,7 @@ impl Device {
 
     /// [`Device::synchronize`] also while this thread captures, which it does on another stream.
     pub(super) fn wait(&self) -> Result<()> {
+        self.flush()?;
         self.bind()?;
         self.stream.synchronize().map_err(|e| self.failed("cuStreamSynchronize", &e))
     }

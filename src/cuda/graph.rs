@@ -129,6 +129,7 @@ impl Graph {
                 .value(number)
                 .run([1; 3], [1; 3], 0)?;
         }
+        self.device.flush()?;
         self.device.bind()?;
         // SAFETY: the handle is valid until this graph is dropped; the memory that it reads and writes is alive, since
         // `held` and `arena` own it; the lock keeps other threads from the handle, which the driver does not.

@@ -6,9 +6,11 @@ use cudarc::driver::{result, sys};
 use once_cell::sync::Lazy;
 
 use super::{
+    backlog::Work,
     capture,
     device::Device,
-    source::{Define, Function, Source},
+    program::{Function, Program},
+    source::{Define, Source},
     tensor_map::TensorMap,
 };
 use crate::{Array, Context, Error, Result, Storage, random::Draw, shape::numel};
@@ -44,13 +46,26 @@ impl Dims {
 /// One launch: a kernel, its arguments in order, then [`Launch::run`] or [`Launch::run_1d`].
 pub(crate) struct Launch {
     device: Arc<Device>,
-    function: Arc<Function>,
+    queued: Queued,
+    wrong: Option<Error>,
+}
+
+/// The part of a launch that may have to wait for its program, see [`super::backlog`].
+pub(super) struct Queued {
+    target: Target,
     name: &'static str,
     /// The arguments' bytes, each at a multiple of 8.
     words: Vec<u64>,
     /// Where in `words` each argument begins, and its bytes.
     places: Vec<(usize, usize)>,
-    wrong: Option<Error>,
+    grid: [u32; 3],
+    block: [u32; 3],
+    shared_bytes: u32,
+}
+
+enum Target {
+    Ready(Arc<Function>),
+    Pending(Arc<Program>),
 }
 
 impl Launch {
@@ -62,13 +77,17 @@ impl Launch {
     /// The kernel `name` of `source`.
     pub(super) fn of(source: &Source, array: &Array, name: &'static str, defines: &[(&'static str, Define)]) -> Result<Self> {
         let device = array.cuda(name)?.owner().clone();
-        let function = device.function(source, name, defines)?;
-        Ok(Launch { device, function, name, words: Vec::with_capacity(32), places: Vec::with_capacity(16), wrong: None })
+        let program = device.program(source, defines);
+        let waits = source.is_own() && device.defers() && !program.is_done();
+        let target = if waits { Target::Pending(program) } else { Target::Ready(program.function(&device, name)?) };
+        let (words, places) = (Vec::with_capacity(32), Vec::with_capacity(16));
+        let queued = Queued { target, name, words, places, grid: [1; 3], block: [1; 3], shared_bytes: 0 };
+        Ok(Launch { device, queued, wrong: None })
     }
 
     fn word(&mut self, w: u64) {
-        self.places.push((self.words.len(), 8));
-        self.words.push(w);
+        self.queued.places.push((self.queued.words.len(), 8));
+        self.queued.words.push(w);
     }
 
     /// Where an array's elements are, if it lies on the launch's device; a graph holds it from here on.
@@ -81,7 +100,7 @@ impl Launch {
                 Some(b.ptr())
             }
             _ => {
-                let e = Error::Context { op: self.name, left: Context::Gpu(self.device.ordinal), right: a.context() };
+                let e = Error::Context { op: self.queued.name, left: Context::Gpu(self.device.ordinal), right: a.context() };
                 self.fail(e);
                 None
             }
@@ -99,7 +118,7 @@ impl Launch {
     /// An array as the copy engine sees it: the `TensorMap` of `kernels/ptx_hopper.cuh`.
     pub(crate) fn tensor(mut self, a: &Array, map: &TensorMap) -> Self {
         let Some(address) = self.address(a) else { return self };
-        match map.encode(self.name, &self.device, a, address) {
+        match map.encode(self.queued.name, &self.device, a, address) {
             Ok(words) => self.value(words),
             Err(e) => {
                 self.fail(e);
@@ -132,10 +151,11 @@ impl Launch {
     /// A value: `i32`, `u32`, `i64`, `u64`, `f32`, `f64`, or a `repr(C)` struct such as [`Dims`].
     pub(crate) fn value<T: bytemuck::Pod>(mut self, v: T) -> Self {
         let bytes = bytemuck::bytes_of(&v);
-        let start = self.words.len();
-        self.places.push((start, bytes.len()));
-        self.words.resize(start + bytes.len().div_ceil(8), 0);
-        bytemuck::cast_slice_mut(&mut self.words[start..])[..bytes.len()].copy_from_slice(bytes);
+        let Queued { words, places, .. } = &mut self.queued;
+        let start = words.len();
+        places.push((start, bytes.len()));
+        words.resize(start + bytes.len().div_ceil(8), 0);
+        bytemuck::cast_slice_mut(&mut words[start..])[..bytes.len()].copy_from_slice(bytes);
         self
     }
 
@@ -151,13 +171,35 @@ impl Launch {
         if let Some(e) = self.wrong.take() {
             return Err(e);
         }
-        self.function.takes(self.name, self.places.iter().map(|&(_, bytes)| bytes))?;
+        self.queued.takes()?;
         if grid.contains(&0) {
             return Ok(());
         }
-        let fail = |e: &cudarc::driver::DriverError| self.device.failed(self.name, e);
-        let stream = capture::stream(&self.device, &[])?;
-        let function = self.function.handle();
+        (self.queued.grid, self.queued.block, self.queued.shared_bytes) = (grid, block, shared_bytes);
+        self.device.submit(Work::Launch(self.queued), &[])
+    }
+}
+
+impl Queued {
+    /// Errs unless the arguments are what the kernel takes, as far as that is known by now.
+    fn takes(&self) -> Result<()> {
+        let Target::Ready(f) = &self.target else { return Ok(()) };
+        f.takes(self.name, self.places.iter().map(|&(_, bytes)| bytes))
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        if let Target::Pending(program) = &self.target { program.is_done() } else { true }
+    }
+
+    /// Queues the kernel on the stream, whose context is current.
+    pub(super) fn run(mut self, device: &Device, stream: sys::CUstream) -> Result<()> {
+        if let Target::Pending(program) = &self.target {
+            self.target = Target::Ready(program.function(device, self.name)?);
+            self.takes()?;
+        }
+        let Target::Ready(function) = &self.target else { return Ok(()) };
+        let (function, shared_bytes) = (function.handle(), self.shared_bytes);
+        let fail = |e: &cudarc::driver::DriverError| device.failed(self.name, e);
         if shared_bytes > 48 << 10 {
             let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function belongs to a loaded module.
@@ -171,10 +213,10 @@ impl Launch {
         // SAFETY: the function is loaded on the current context; the driver copies the arguments during the call.
         // Their number and sizes are the kernel's (checked above where the driver tells); that their meaning is too is the
         // op's contract, which the parity test of each op checks. The arrays stay valid since blocks are handed on in stream order only.
-        unsafe { result::launch_kernel(function, dims(grid), dims(block), shared_bytes, stream, &mut params) }
+        unsafe { result::launch_kernel(function, dims(self.grid), dims(self.block), shared_bytes, stream, &mut params) }
             .map_err(|e| fail(&e))?;
         if *SYNC && !capture::active() {
-            self.device.synchronize().map_err(|e| match e {
+            device.synchronize().map_err(|e| match e {
                 Error::Cuda { context, reason, .. } => Error::Cuda { context, call: self.name.to_owned(), reason },
                 other => other,
             })?;

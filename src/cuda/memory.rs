@@ -13,6 +13,7 @@ use cudarc::driver::{result, sys};
 use once_cell::sync::Lazy;
 
 use super::{
+    backlog::Work,
     capture::{self, Arena},
     device::Device,
 };
@@ -173,6 +174,8 @@ impl Device {
 
     /// Returns all cached blocks to the driver.
     fn release(&self, pool: &mut Pool) -> Result<()> {
+        // What waits may use blocks that are free by now.
+        self.flush()?;
         for (_, list) in std::mem::take(&mut pool.free) {
             for ptr in list {
                 // SAFETY: the block came from malloc_async on this stream and no array holds it.
@@ -244,10 +247,7 @@ impl DeviceBuffer {
         if self.len == 0 {
             return Ok(());
         }
-        let stream = capture::stream(self.owner(), &[&self.block])?;
-        // SAFETY: the block holds `len` bytes and the stream orders the write.
-        unsafe { result::memset_d8_async(self.ptr(), byte, self.len, stream) }
-            .map_err(|e| self.owner().failed("cuMemsetD8Async", &e))
+        self.owner().submit(Work::Fill { to: self.ptr(), byte, len: self.len }, &[&self.block])
     }
 
     /// Copies from host memory of the same length.
@@ -259,9 +259,7 @@ impl DeviceBuffer {
         if bytes.is_empty() {
             return Ok(());
         }
-        let stream = capture::stream(self.owner(), &[&self.block])?;
-        // SAFETY: the block has room for `bytes`; from pageable memory the call returns when the bytes have been read.
-        unsafe { result::memcpy_htod_async(self.ptr(), bytes, stream) }.map_err(|e| self.owner().failed("cuMemcpyHtoDAsync", &e))
+        self.owner().submit(Work::Upload { to: self.ptr(), bytes: bytes.into() }, &[&self.block])
     }
 
     /// Copies to the host; waits.
@@ -271,6 +269,7 @@ impl DeviceBuffer {
             return Err(Error::invalid("download", format!("{} bytes on the device, room for {}", self.len, bytes.len())));
         }
         if !bytes.is_empty() {
+            self.owner().flush()?;
             let stream = capture::stream(self.owner(), &[&self.block])?;
             // SAFETY: both sides hold `len` bytes, and `bytes` outlives the copy since the stream is waited for below.
             unsafe { result::memcpy_dtoh_async(bytes, self.ptr(), stream) }
@@ -287,10 +286,8 @@ impl DeviceBuffer {
         if self.len == 0 || self.ptr() == from.ptr() {
             return Ok(());
         }
-        let stream = capture::stream(self.owner(), &[&self.block, &from.block])?;
-        // SAFETY: two different blocks of at least `len` bytes on one device.
-        unsafe { result::memcpy_dtod_async(self.ptr(), from.ptr(), self.len, stream) }
-            .map_err(|e| self.owner().failed("cuMemcpyDtoDAsync", &e))
+        let work = Work::Copy { to: self.ptr(), from: from.ptr(), len: self.len };
+        self.owner().submit(work, &[&self.block, &from.block])
     }
 
     /// The same bytes in a block of their own.

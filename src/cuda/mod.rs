@@ -5,6 +5,9 @@
 
 #![allow(unsafe_code)]
 
+mod backlog;
+#[cfg(test)]
+mod backlog_tests;
 mod cache;
 pub(crate) mod capture;
 mod device;
@@ -13,6 +16,7 @@ mod kernel;
 mod launch;
 mod memory;
 mod nvrtc;
+mod program;
 mod source;
 mod splice;
 mod tensor_map;

@@ -1,15 +1,12 @@
 //! Kernel sources: hadal's own and a user's, compiled for a dtype (and, where it pays, a layer's shape) at first use.
 
 use std::{
-    ffi::CString,
+    borrow::Cow,
     hash::{Hash, Hasher},
-    sync::{Arc, Mutex, PoisonError},
 };
 
-use cudarc::driver::{result, sys};
-
-use super::{HEADERS, KERNELS, cache, device::Device, device::words, nvrtc, splice::splice};
-use crate::{Context, DType, Error, Result};
+use super::{HEADERS, KERNELS, splice::splice};
+use crate::{DType, Error, Result};
 
 /// The value of a `-D` option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -103,6 +100,11 @@ impl Source {
         Source { file, text: None, headers: &[] }
     }
 
+    /// True for a file of `kernels/`.
+    pub(super) fn is_own(&self) -> bool {
+        self.text.is_none()
+    }
+
     /// The name shown in messages.
     pub fn file(&self) -> &'static str {
         self.file
@@ -113,8 +115,13 @@ impl Source {
     /// # Errors
     /// Never for a source made by [`Source::new`].
     pub fn expand(&self) -> Result<String> {
+        self.expanded().map(Cow::into_owned)
+    }
+
+    /// [`Source::expand`] without a copy of hadal's own.
+    pub(super) fn expanded(&self) -> Result<Cow<'static, str>> {
         let Some(text) = self.text else {
-            let own = KERNELS.iter().find(|(name, _)| *name == self.file).map(|(_, text)| (*text).to_owned());
+            let own = KERNELS.iter().find(|(name, _)| *name == self.file).map(|(_, text)| Cow::Borrowed(*text));
             return own.ok_or_else(|| Error::invalid("kernel", format!("there is no kernel file {}", self.file)));
         };
         let find = |name: &str| {
@@ -122,83 +129,7 @@ impl Source {
             let own = of(self.headers).map(|text| (name.to_owned(), text));
             own.or_else(|| of(HEADERS).map(|text| (format!("kernels/{name}"), text)))
         };
-        Ok(splice(self.file, text, &mut Vec::new(), &find))
-    }
-}
-
-/// What a module is compiled from: a source and its options.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Spec {
-    source: Source,
-    defines: Vec<(&'static str, Define)>,
-}
-
-/// A compiled source on one device. Never unloaded: functions are kept for the life of the process.
-pub(super) struct Module {
-    module: sys::CUmodule,
-    functions: Mutex<Vec<(&'static str, Arc<Function>)>>,
-}
-
-/// A kernel of a loaded module.
-pub(super) struct Function {
-    handle: sys::CUfunction,
-    /// Bytes of each parameter, where the driver tells (from 12.4 on).
-    parameters: Option<Vec<usize>>,
-}
-
-// SAFETY: CUmodule and CUfunction are handles that the driver allows any thread to use; the list of functions is behind a lock.
-unsafe impl Send for Module {}
-// SAFETY: as above.
-unsafe impl Sync for Module {}
-// SAFETY: as above.
-unsafe impl Send for Function {}
-// SAFETY: as above.
-unsafe impl Sync for Function {}
-
-impl Device {
-    /// The kernel `name` of `source`, compiled and loaded when it is not yet.
-    pub(super) fn function(
-        &self,
-        source: &Source,
-        name: &'static str,
-        defines: &[(&'static str, Define)],
-    ) -> Result<Arc<Function>> {
-        self.module(&Spec { source: *source, defines: defines.to_vec() })?.function(self, source, name)
-    }
-
-    fn module(&self, spec: &Spec) -> Result<Arc<Module>> {
-        let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(m) = modules.get(spec) {
-            return Ok(m.clone());
-        }
-        let module = Arc::new(self.load(spec)?);
-        modules.insert(spec.clone(), module.clone());
-        Ok(module)
-    }
-
-    /// Loads the spec's module from the cache on disk, or compiles it. A bad entry is compiled again.
-    fn load(&self, spec: &Spec) -> Result<Module> {
-        let context = Context::Gpu(self.ordinal);
-        let compiler = nvrtc::compiler().map_err(|reason| Error::Device { context, reason })?;
-        let source = &spec.source.expand()?;
-        let options = options(&spec.defines);
-        let target = compiler.target(&self.arch(), self.capability);
-        let version = format!("nvrtc {:?} on {}", compiler.version, self.name);
-        let key = cache::key(&[source, &options.join(" "), &target, &version]);
-        if let Some(module) = cache::read(&key).and_then(|image| self.load_image(&image).ok()) {
-            return Ok(module);
-        }
-        let image = compiler.compile(spec.source.file, source, &target, &options)?;
-        cache::write(&key, &image);
-        self.load_image(&image)
-    }
-
-    fn load_image(&self, image: &[u8]) -> Result<Module> {
-        self.bind()?;
-        // SAFETY: the image came whole from NVRTC (the cache checks its sum) and is read during the call only.
-        let module =
-            unsafe { result::module::load_data(image.as_ptr().cast()) }.map_err(|e| self.failed("cuModuleLoadData", &e))?;
-        Ok(Module { module, functions: Mutex::default() })
+        Ok(splice(self.file, text, &mut Vec::new(), &find).into())
     }
 }
 
@@ -210,62 +141,4 @@ pub(super) fn options(defines: &[(&'static str, Define)]) -> Vec<String> {
         Define::Word(w) => (*w).to_owned(),
     };
     defines.iter().map(|(name, d)| format!("-D{name}={}", value(d))).collect()
-}
-
-impl Module {
-    fn function(&self, device: &Device, source: &Source, name: &'static str) -> Result<Arc<Function>> {
-        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, f)) = functions.iter().find(|(n, _)| *n == name) {
-            return Ok(f.clone());
-        }
-        let symbol = CString::new(name).map_err(|_| Error::invalid("kernel", "a name with a NUL byte"))?;
-        device.bind()?;
-        // SAFETY: the module is loaded and never unloaded.
-        let handle = unsafe { result::module::get_function(self.module, symbol) }.map_err(|e| match e.0 {
-            sys::CUresult::CUDA_ERROR_NOT_FOUND => {
-                let hint = "is it spelled so, and extern \"C\" __global__?";
-                Error::invalid(name, format!("{} has no kernel of this name ({hint} {})", source.file, words(&e)))
-            }
-            _ => device.failed(name, &e),
-        })?;
-        let function = Arc::new(Function { handle, parameters: parameters(handle) });
-        functions.push((name, function.clone()));
-        Ok(function)
-    }
-}
-
-/// Bytes of each parameter of a kernel; `None` from a driver that cannot tell.
-fn parameters(function: sys::CUfunction) -> Option<Vec<usize>> {
-    // SAFETY: the driver is loaded; the type is not used, only the presence of the symbol is asked for.
-    unsafe { sys::culib().get::<*const ()>(b"cuFuncGetParamInfo") }.ok()?;
-    let mut sizes = Vec::new();
-    loop {
-        let (mut offset, mut size) = (0, 0);
-        // SAFETY: the function is loaded and the pointers are to live locals.
-        match unsafe { sys::cuFuncGetParamInfo(function, sizes.len(), &mut offset, &mut size) } {
-            sys::CUresult::CUDA_SUCCESS => sizes.push(size),
-            sys::CUresult::CUDA_ERROR_INVALID_VALUE => return Some(sizes),
-            _ => return None,
-        }
-    }
-}
-
-impl Function {
-    pub(super) fn handle(&self) -> sys::CUfunction {
-        self.handle
-    }
-
-    /// Errs unless arguments of these sizes are what the kernel takes: the driver would read past them.
-    pub(super) fn takes(&self, name: &'static str, given: impl ExactSizeIterator<Item = usize>) -> Result<()> {
-        let Some(own) = &self.parameters else { return Ok(()) };
-        if given.len() != own.len() {
-            return Err(Error::invalid(name, format!("the kernel takes {} arguments, {} are given", own.len(), given.len())));
-        }
-        match given.zip(own).enumerate().find(|(_, (given, own))| given != *own) {
-            Some((i, (given, own))) => {
-                Err(Error::invalid(name, format!("argument {i} of the kernel has {own} bytes, {given} are given")))
-            }
-            None => Ok(()),
-        }
-    }
 }
