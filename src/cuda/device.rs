@@ -8,7 +8,7 @@ use cudarc::driver::{
     sys::{self, CUdevice_attribute_enum as Attribute},
 };
 
-use super::{backlog::Backlog, capture, memory::Pool, program::Programs};
+use super::{backlog::Backlog, capture, memory::Pool, program::Programs, tune::Tuner};
 use crate::{Context, Error, Result, context::MemoryStats};
 
 /// One GPU: its primary context, the stream on which everything is ordered, its pool and its kernels.
@@ -21,6 +21,7 @@ pub(crate) struct Device {
     pub(super) pool: Mutex<Pool>,
     pub(super) programs: Programs,
     pub(super) backlog: Backlog,
+    pub(super) tuner: Tuner,
     pub(super) stream: Arc<CudaStream>,
     context: Arc<CudaContext>,
 }
@@ -123,6 +124,7 @@ impl Device {
             pool: Mutex::default(),
             programs: Programs::default(),
             backlog: Backlog::default(),
+            tuner: Tuner::default(),
             stream,
             context: cuda,
         })

@@ -20,6 +20,9 @@ mod program;
 mod source;
 mod splice;
 mod tensor_map;
+pub(crate) mod tune;
+#[cfg(test)]
+mod tune_tests;
 
 pub(crate) use device::{device, device_count};
 pub use graph::Graph;

@@ -210,14 +210,14 @@ impl Device {
 }
 
 /// Threads that compile. NVRTC compiles distinct programs side by side; each of its threads wants a stack like the main one's.
-struct Pool(Mutex<Pending>);
+struct Pool(Mutex<Jobs>);
 
-struct Pending {
-    programs: VecDeque<(Arc<Device>, Arc<Program>)>,
+struct Jobs {
+    waiting: VecDeque<(Arc<Device>, Arc<Program>)>,
     threads: usize,
 }
 
-static POOL: Pool = Pool(Mutex::new(Pending { programs: VecDeque::new(), threads: 0 }));
+static POOL: Pool = Pool(Mutex::new(Jobs { waiting: VecDeque::new(), threads: 0 }));
 
 impl Pool {
     /// Hands a program over. Threads are started as they are needed, and end when nothing is left: where none can be started,
@@ -225,7 +225,7 @@ impl Pool {
     fn take(&'static self, device: Arc<Device>, program: Arc<Program>) {
         let most = thread::available_parallelism().map_or(1, usize::from);
         let mut pool = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        pool.programs.push_back((device, program));
+        pool.waiting.push_back((device, program));
         if pool.threads < most && thread::Builder::new().name("nvrtc".into()).stack_size(16 << 20).spawn(|| self.work()).is_ok() {
             pool.threads += 1;
         }
@@ -234,7 +234,7 @@ impl Pool {
     fn work(&self) {
         loop {
             let mut pool = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let Some((device, program)) = pool.programs.pop_front() else {
+            let Some((device, program)) = pool.waiting.pop_front() else {
                 pool.threads -= 1;
                 return;
             };

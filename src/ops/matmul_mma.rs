@@ -1,7 +1,7 @@
 //! Matrix products on tensor cores: launches of `kernels/matmul_mma.cu`.
 
 use super::{
-    mma::{self, LIMIT, Work},
+    mma::{self, LIMIT, Plan, Work},
     product::{Product, View},
 };
 use crate::{
@@ -87,29 +87,35 @@ impl Product {
         let width = mma::width(y.dtype().size(), strides.chain(batches.into_iter().flat_map(|(v, e)| steps(v, e))));
         let work = Work { m: self.m, n: self.n, k: self.k, batch: outer, width };
         let Some(plan) = mma::plan(y, work)? else { return Ok(false) };
-        let define = plan.defines(y.dtype(), [("A_K", of_a.k_major.into()), ("B_K", of_b.k_major.into())]);
-        let sums = plan.sums(y)?;
-        let sizes = Sizes {
-            extents: [self.m as i32, self.n as i32, self.k as i32],
-            a_line: of_a.stride as i32,
-            b_line: of_b.stride as i32,
-            chunk: plan.chunk as i32,
-            inner: inner as i32,
-            vector: i32::from((self.n * y.dtype().size()).is_multiple_of(16)),
+        let launch = |y: &Array, plan: &Plan| -> Result<()> {
+            let define = plan.defines(y.dtype(), [("A_K", of_a.k_major.into()), ("B_K", of_b.k_major.into())]);
+            let sums = plan.sums(y)?;
+            let sizes = Sizes {
+                extents: [self.m as i32, self.n as i32, self.k as i32],
+                a_line: of_a.stride as i32,
+                b_line: of_b.stride as i32,
+                chunk: plan.chunk as i32,
+                inner: inner as i32,
+                vector: i32::from((self.n * y.dtype().size()).is_multiple_of(16)),
+            };
+            let tiles = plan.tiles(self.m, self.n) as u32;
+            Launch::new(y, "matmul_mma.cu", "matmul_mma", &define)?
+                .array(y)
+                .optional(sums.as_ref())
+                .array(a)
+                .array(b)
+                .optional(bias)
+                .value(sizes)
+                .value(Dims::new(op, &self.outer, &self.a.batch)?)
+                .value(Dims::new(op, &self.outer, &self.b.batch)?)
+                .value(Dims::new(op, &self.inner, &self.a.batch)?)
+                .value(Dims::new(op, &self.inner, &self.b.batch)?)
+                .run([tiles, plan.parts as u32, outer as u32], [plan.threads(), 1, 1], plan.shared())?;
+            plan.add_up(y, sums, bias, self.n)
         };
-        Launch::new(y, "matmul_mma.cu", "matmul_mma", &define)?
-            .array(y)
-            .optional(sums.as_ref())
-            .array(a)
-            .array(b)
-            .optional(bias)
-            .value(sizes)
-            .value(Dims::new(op, &self.outer, &self.a.batch)?)
-            .value(Dims::new(op, &self.outer, &self.b.batch)?)
-            .value(Dims::new(op, &self.inner, &self.a.batch)?)
-            .value(Dims::new(op, &self.inner, &self.b.batch)?)
-            .run([plan.tiles(self.m, self.n) as u32, plan.parts as u32, outer as u32], [plan.threads(), 1, 1], plan.shared())?;
-        plan.add_up(y, sums, bias, self.n)?;
+        let shape = [of_a.k_major.into(), of_b.k_major.into(), of_a.stride, of_b.stride, inner, bias.is_some().into()];
+        let plan = mma::tuned(y, work, ("matmul_mma", &shape), plan, &|p| launch(&y.uninit_like()?, p))?;
+        launch(y, &plan)?;
         Ok(true)
     }
 }

@@ -11,8 +11,11 @@
 //! Small products, and those whose extents 32 bits do not hold, are the general kernel's everywhere.
 
 use crate::{
-    Array, DType, Result,
-    cuda::Define,
+    Array, DType, Error, Result,
+    cuda::{
+        Define,
+        tune::{self, Choice, Problem},
+    },
     ops::product::{computed_in, split, sum_parts},
     precision::{self, Precision},
 };
@@ -24,6 +27,9 @@ const TILES: [(usize, usize, [usize; 2], f64); 3] = [(128, 128, [2, 1], 1.0), (1
 const ROW: usize = 128;
 /// The largest count and offset that the kernels' 32-bit numbers take, with room for what lies outside of an image.
 pub(crate) const LIMIT: usize = 1 << 30;
+
+/// Plans that the tuner tries at most.
+const CANDIDATES: usize = 12;
 
 /// What is to be multiplied: (m, k) by (k, n), `batch` times.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +52,13 @@ struct Chip {
 }
 
 impl Chip {
+    /// That of the array's device.
+    fn of(y: &Array) -> Result<Self> {
+        let device = y.cuda("mma")?.owner();
+        let (major, minor) = device.capability;
+        Ok(Chip { capability: (major * 10 + minor) as usize, multiprocessors: device.multiprocessors as usize })
+    }
+
     /// Shared memory of a multiprocessor in bytes, without what each block reserves.
     fn shared(&self) -> usize {
         let kib = match self.capability {
@@ -80,14 +93,51 @@ pub(crate) struct Plan {
 
 /// The plan for `work` on the device and in the dtype of `y`, or `None` where the general kernel is to be taken.
 pub(crate) fn plan(y: &Array, work: Work) -> Result<Option<Plan>> {
-    let device = y.cuda("mma")?.owner();
-    let (major, minor) = device.capability;
-    let chip = Chip { capability: (major * 10 + minor) as usize, multiprocessors: device.multiprocessors as usize };
     #[cfg(test)]
     if let Some(force) = super::mma_tests::FORCED.get() {
         return Ok(force.plan(y.dtype(), work));
     }
-    Ok(choose(chip, y.dtype(), precision::get(), work))
+    Ok(choose(Chip::of(y)?, y.dtype(), precision::get(), work))
+}
+
+/// The plan to use after the tuner had its say: `model` is that of [`plan`], `shape` all that the time depends on besides `work`,
+/// and `run` computes the same with a plan, into memory of its own.
+pub(crate) fn tuned(
+    y: &Array,
+    work: Work,
+    (family, shape): (&'static str, &[usize]),
+    model: Plan,
+    run: &dyn Fn(&Plan) -> Result<()>,
+) -> Result<Plan> {
+    #[cfg(test)]
+    if super::mma_tests::FORCED.get().is_some() {
+        return Ok(model);
+    }
+    if tune::is_off()? {
+        return Ok(model);
+    }
+    let (chip, dtype, precision) = (Chip::of(y)?, y.dtype(), precision::get());
+    let all = || {
+        let mut all = Vec::new();
+        plans(chip, dtype, precision, work, &mut |time, plan| all.push((time, plan)));
+        all.sort_by(|a, b| a.0.total_cmp(&b.0));
+        // What the model finds hopeless is not worth compiling.
+        let most = all.first().map_or(0.0, |(least, _)| least * 2.5);
+        all.into_iter().filter(|(time, _)| *time <= most).map(|(_, plan)| plan).take(CANDIDATES).collect::<Vec<_>>()
+    };
+    let Work { m, n, k, batch, width } = work;
+    let of = |c: &Choice| Plan::of(*c, &model, k);
+    let mut key = [0; 32];
+    let own = [dtype as usize, usize::from(model.exact), m, n, k, batch, width];
+    let len = own.len() + shape.len();
+    let Some(slots) = key.get_mut(..len) else {
+        return Err(Error::invalid(family, "a key of more than 32 numbers"));
+    };
+    slots[..own.len()].copy_from_slice(&own);
+    slots[own.len()..].copy_from_slice(shape);
+    let problem = Problem { device: y.cuda("mma")?.owner(), family, shape: &key[..len] };
+    let candidates = || all().iter().map(Plan::choice).collect();
+    tune::choose(&problem, model.choice(), &candidates, &|c| run(&of(c))).map(|c| of(&c))
 }
 
 /// A plan for tests; a tile of 0 is the general kernel.
@@ -112,11 +162,23 @@ impl Force {
     }
 }
 
+/// The fastest plan by the model, if there is any.
 fn choose(chip: Chip, dtype: DType, precision: Precision, work: Work) -> Option<Plan> {
+    let mut best: Option<(f64, Plan)> = None;
+    plans(chip, dtype, precision, work, &mut |time, plan| {
+        if best.is_none_or(|(least, _)| time < least) {
+            best = Some((time, plan));
+        }
+    });
+    best.map(|(_, plan)| plan)
+}
+
+/// Gives `f` every plan, with the model's estimate of its time in clocks; none where the general kernel is to be taken.
+fn plans(chip: Chip, dtype: DType, precision: Precision, work: Work, f: &mut dyn FnMut(f64, Plan)) {
     let Work { m, n, k, batch, width } = work;
     // Below, an instruction's tile would be mostly empty, or a vector makes the product memory-bound.
     if m < 8 || n < 8 || k < 16 || m >= LIMIT || n >= LIMIT || k >= LIMIT || batch == 0 || batch > 65535 {
-        return None;
+        return;
     }
     let exact = match (dtype, precision) {
         (DType::F16, _) if chip.capability >= 75 => false,
@@ -125,13 +187,12 @@ fn choose(chip: Chip, dtype: DType, precision: Precision, work: Work) -> Option<
         // What is lost of an operand (2⁻²³ of it at most), and what the tensor cores cut off of eight terms (2⁻²³ of the largest),
         // together stay below what a plain sum loses by rounding from about a hundred terms on.
         (DType::F32, Precision::F32) if chip.splits() && k >= 128 => true,
-        _ => return None,
+        _ => return,
     };
     let size = dtype.size();
     let depth = ROW / size;
     let steps = k.div_ceil(depth);
     let general = split(k, m.div_ceil(64).saturating_mul(n.div_ceil(64)).saturating_mul(batch)).0;
-    let mut best: Option<(f64, Plan)> = None;
     for &(tile_m, tile_n, resident, efficiency) in &TILES {
         let small = (tile_m, tile_n) == (64, 64);
         // Narrow loads cost more than a large tile would save; sm_75 keeps a step in registers on its way.
@@ -167,14 +228,10 @@ fn choose(chip: Chip, dtype: DType, precision: Precision, work: Work) -> Option<
             // The sums are written and read once more, by another kernel.
             let reduction = (m * n) as f64 * batch as f64 * (parts as f64 * 8.0 + 4.0) / (sms * 12.0) + 4000.0;
             let time = products + if parts > 1 { reduction } else { 0.0 };
-            if best.is_none_or(|(least, _)| time < least) {
-                let tile = [tile_m, tile_n];
-                let chunk = chunk * depth;
-                best = Some((time, Plan { tile, stages: stages(resident), width, exact, parts, chunk, size }));
-            }
+            let (tile, chunk) = ([tile_m, tile_n], chunk * depth);
+            f(time, Plan { tile, stages: stages(resident), width, exact, parts, chunk, size });
         }
     }
-    best.map(|(_, plan)| plan)
 }
 
 /// Bytes of shared memory that a block takes: the stages, later the tile of sums.
@@ -183,6 +240,17 @@ fn shared(tile: [usize; 2], stages: usize) -> usize {
 }
 
 impl Plan {
+    /// The plan in the tuner's numbers.
+    fn choice(&self) -> Choice {
+        [self.tile[0], self.tile[1], self.stages, self.chunk].map(|v| v as u32)
+    }
+
+    /// The plan of these numbers for the problem of `like`, whose sums are over `k` terms.
+    fn of(choice: Choice, like: &Plan, k: usize) -> Self {
+        let [tile_m, tile_n, stages, chunk] = choice.map(|v| v as usize);
+        Plan { tile: [tile_m, tile_n], stages, chunk, parts: k.div_ceil(chunk.max(1)), ..*like }
+    }
+
     /// The kernel's `-D`, with two of its own.
     pub(crate) fn defines(&self, dtype: DType, own: [(&'static str, usize); 2]) -> Vec<(&'static str, Define)> {
         let int = |v: usize| Define::Int(v as i64);
@@ -309,6 +377,7 @@ mod tests {
                 for (m, n) in [(8, 8), (64, 64), (65, 300), (1000, 24), (256, 256), (8192, 8192)] {
                     for (k, batch, width) in [(16, 1, 16), (64, 500, 16), (4608, 1, 16), (100_000, 1, 4), (784, 3, 0)] {
                         let work = Work { m, n, k, batch, width: if dtype == DType::F32 { width.max(4) } else { width } };
+                        plans(chip, dtype, Precision::Tf32, work, &mut |_, p| assert_eq!(Plan::of(p.choice(), &p, k), p));
                         let Some(p) = choose(chip, dtype, Precision::Tf32, work) else { continue };
                         assert!(shared(p.tile, p.stages) <= chip.shared() && (2..=3).contains(&p.stages), "{work:?}: {p:?}");
                         assert!(p.width == 16 || p.tile == [64, 64], "{work:?}: {p:?}");

@@ -235,6 +235,31 @@ fn split_products_keep_what_is_not_finite() -> Result<()> {
     Ok(())
 }
 
+/// Tile and stages do not change the bits, the number of parts does: what the documents say of the tuner's choice.
+#[test]
+fn tiles_do_not_change_the_bits() -> Result<()> {
+    for math in [HALF, BRAIN, EXACT, TF32] {
+        let Some(gpu) = gpu(if math.0 == DType::F16 { (7, 5) } else { (8, 0) }) else { continue };
+        let on = |shape: &[usize], seed: u64| cast(&random(shape, seed)?, math.0)?.to_context(&gpu);
+        let (a, b) = (on(&[136, 520], 1)?, on(&[520, 72], 2)?);
+        let run = |tile: [usize; 2], stages: usize, parts: usize| -> Result<Vec<f64>> {
+            let mut saved = crate::autograd::Saved::new(&[&a, &b], vec![false; 2]);
+            let product = || MatMul::default().forward(&[&a, &b], &mut saved);
+            forced(Force { tile, stages, parts }, || precision::with(math.1, product))?[0].to_f64_vec()
+        };
+        for parts in [1, 3] {
+            let first = run([64, 64], 2, parts)?;
+            for tile in TILES.into_iter().filter(|t| !gpu_is_turing() || t[1] == 64) {
+                for stages in if gpu_is_turing() { 2..3 } else { 2..4 } {
+                    assert_eq!(run(tile, stages, parts)?, first, "{math:?} {tile:?}, {stages} stages, {parts} parts");
+                }
+            }
+        }
+        assert!(math.0 != DType::F32 || run([64, 64], 2, 1)? != run([64, 64], 2, 3)?, "{math:?}");
+    }
+    Ok(())
+}
+
 /// The same bits each time; tf32 only where it is asked for, and only for f32.
 #[test]
 fn bits_change_by_precision_only() -> Result<()> {

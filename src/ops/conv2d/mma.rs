@@ -6,7 +6,7 @@ use super::output;
 use crate::{
     Array, Layout, Result,
     cpu::conv::ConvShape,
-    cuda::Launch,
+    cuda::{Launch, tune},
     ops::mma::{self, Div, LIMIT, Plan, Work},
 };
 
@@ -79,7 +79,7 @@ impl<'a> Job<'a> {
         Ok(mma::plan(to, work)?.map(|plan| Job { s, pass, work, plan }))
     }
 
-    fn sizes(&self, to: Layout) -> Sizes {
+    fn sizes(&self, to: Layout, plan: &Plan) -> Sizes {
         let (s, [n, o, oh, ow]) = (self.s, output(self.s));
         let int = |v: usize| v as i32;
         let [kh, kw] = s.kernel;
@@ -87,15 +87,49 @@ impl<'a> Job<'a> {
         Sizes {
             extents: [n, s.c, s.h, s.w, o, oh, ow].map(int),
             window: [kh, kw, s.stride[0], s.stride[1], pt, pl, s.dilation[0], s.dilation[1], s.groups].map(int),
-            chunk: int(self.plan.chunk),
+            chunk: int(plan.chunk),
             row_major: i32::from(to == Layout::RowMajor),
             by: [s.c / s.groups, o / s.groups, kw, oh, ow].map(Div::new),
         }
     }
 
-    /// `to` = the pass over `left` (x or dy) and `right` (the filters or x), both channels-last.
-    fn run(&self, to: &Array, left: &Array, right: &Array, bias: Option<&Array>) -> Result<()> {
-        let plan = &self.plan;
+    /// Where a plan writes: a bias that is added with the parts is added by channel, which has to be the last axis then.
+    fn place(&self, to: &Array, bias: Option<&Array>, plan: &Plan) -> Result<Array> {
+        let layout = if plan.parts > 1 && bias.is_some() { Layout::ChannelsLast } else { to.layout() };
+        Array::uninit(to.shape(), to.dtype(), layout, &to.context())
+    }
+
+    /// The plan that the tuner has for this pass.
+    fn tuned(&self, to: &Array, left: &Array, right: &Array, bias: Option<&Array>) -> Result<Plan> {
+        if tune::is_off()? {
+            return Ok(self.plan);
+        }
+        let (s, row_major) = (self.s, to.layout() == Layout::RowMajor);
+        let ([kh, kw], [sh, sw], [dh, dw], [pt, pl, pb, pr]) = (s.kernel, s.stride, s.dilation, s.padding);
+        let image = [self.pass as usize, s.n, s.c, s.h, s.w, s.o, s.groups, row_major.into(), bias.is_some().into()];
+        let window = [kh, kw, sh, sw, dh, dw, pt, pl, pb, pr];
+        let mut shape = [0; 19];
+        shape[..image.len()].copy_from_slice(&image);
+        shape[image.len()..].copy_from_slice(&window);
+        let scratch = |plan: &Plan| {
+            let y = self.place(to, bias, plan)?;
+            self.launch(&y, left, right, bias, plan)?;
+            y.to_layout(to.layout()).map(|_| ())
+        };
+        mma::tuned(to, self.work, ("conv2d_mma", &shape), self.plan, &scratch)
+    }
+
+    /// `to`, or an array like it in another layout, = the pass over `left` (x or dy) and `right` (the filters or x), both
+    /// channels-last.
+    fn run(&self, to: Array, left: &Array, right: &Array, bias: Option<&Array>) -> Result<Array> {
+        let plan = self.tuned(&to, left, right, bias)?;
+        let to =
+            if plan.parts > 1 && bias.is_some() && to.layout() == Layout::RowMajor { self.place(&to, bias, &plan)? } else { to };
+        self.launch(&to, left, right, bias, &plan)?;
+        Ok(to)
+    }
+
+    fn launch(&self, to: &Array, left: &Array, right: &Array, bias: Option<&Array>, plan: &Plan) -> Result<()> {
         let (phases, pass) = match self.pass {
             Pass::Forward => (1, 0),
             Pass::Data => (phases(self.s), 1),
@@ -109,7 +143,7 @@ impl<'a> Job<'a> {
             .array(left)
             .array(right)
             .optional(bias)
-            .value(self.sizes(to.layout()))
+            .value(self.sizes(to.layout(), plan))
             .run([blocks as u32, plan.parts as u32, self.s.groups as u32], [plan.threads(), 1, 1], plan.shared())?;
         plan.add_up(to, sums, bias, self.work.n * self.s.groups)
     }
@@ -120,28 +154,20 @@ fn last(a: &Array) -> Result<Array> {
 }
 
 pub(super) fn forward(x: &Array, w: &Array, b: Option<&Array>, s: &ConvShape) -> Result<Option<Array>> {
-    let new = |layout: Layout| Array::uninit(&output(s), x.dtype(), layout, &x.context());
-    let mut y = new(x.layout())?;
+    let y = Array::uninit(&output(s), x.dtype(), x.layout(), &x.context())?;
     let Some(job) = Job::new(s, Pass::Forward, &y)? else { return Ok(None) };
-    if job.plan.parts > 1 && b.is_some() && y.layout() == Layout::RowMajor {
-        // The bias is added with the parts, by channel, which is the last axis there.
-        y = new(Layout::ChannelsLast)?;
-    }
-    job.run(&y, &last(x)?, &last(w)?, b)?;
-    y.to_layout(x.layout()).map(Some)
+    job.run(y, &last(x)?, &last(w)?, b)?.to_layout(x.layout()).map(Some)
 }
 
 pub(super) fn backward_data(dy: &Array, w: &Array, s: &ConvShape) -> Result<Option<Array>> {
     let dx = Array::uninit(&[s.n, s.c, s.h, s.w], dy.dtype(), dy.layout(), &dy.context())?;
     let Some(job) = Job::new(s, Pass::Data, &dx)? else { return Ok(None) };
-    job.run(&dx, &last(dy)?, &last(w)?, None)?;
-    Ok(Some(dx))
+    job.run(dx, &last(dy)?, &last(w)?, None).map(Some)
 }
 
 pub(super) fn backward_weight(dy: &Array, x: &Array, s: &ConvShape) -> Result<Option<Array>> {
     let shape = [s.o, s.c / s.groups, s.kernel[0], s.kernel[1]];
     let dw = Array::uninit(&shape, dy.dtype(), Layout::RowMajor, &dy.context())?;
     let Some(job) = Job::new(s, Pass::Weight, &dw)? else { return Ok(None) };
-    job.run(&dw, &last(dy)?, &last(x)?, None)?;
-    Ok(Some(dw))
+    job.run(dw, &last(dy)?, &last(x)?, None).map(Some)
 }
