@@ -143,6 +143,7 @@ fn halos_agree_in_every_tile() -> Result<()> {
         ([2, 64, 5, 130], 64),
         ([2, 72, 13, 24], 8),
         ([1, 8, 1, 90], 72),
+        ([17, 136, 3, 3], 72),
     ];
     for (i, (x, o)) in geometries.iter().enumerate() {
         let layout = if i % 2 == 0 { Layout::RowMajor } else { Layout::ChannelsLast };

@@ -99,7 +99,7 @@ impl Halo {
         let loads = ((pixels + 9 * tile.rows()) * 128) as f64 / BANDWIDTH;
         let step = (9.0 * tile.multiply()).max(loads);
         let time = waves * (wgmma::steps(dtype, channels) as f64 * step + tile.finish());
-        (halo.shared() + 512 <= SHARED).then_some(Halo { time, ..halo })
+        (halo.shared() <= SHARED).then_some(Halo { time, ..halo })
     }
 
     /// Bytes of dynamic shared memory.
@@ -213,7 +213,7 @@ impl HaloWeight {
         let whole = pixels.next_multiple_of(Self::AT_ONCE);
         let halo = ((height + 2) * row + 1).max(2 * row + 2 + whole).next_multiple_of(8);
         let (halo_bytes, pixel_bytes) = (halo * 128, whole * 128);
-        if w > 255 || Self::shared(halo_bytes + pixel_bytes) + 512 > SHARED {
+        if w > 255 || Self::shared(halo_bytes + pixel_bytes) > SHARED {
             return None;
         }
         let (tiles, blocks) = ([h.div_ceil(height), n.div_ceil(count)], [filters.div_ceil(64), channels.div_ceil(64)]);
