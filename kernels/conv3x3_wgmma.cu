@@ -177,7 +177,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     const char* at = stages() + turn.stage * stage_bytes;
 #pragma unroll 1
     for (int p = 0; p < s.pixels; p += AT_ONCE) {
-      const u64 a = wgmma_descriptor(at + s.halo_bytes + p * 128, BOX, 1024, 128), b = wgmma_descriptor(at + offset + p * 128, 128, 1024, 128);
+      const u64 a = wgmma_descriptor(at + s.halo_bytes + p * 128, BOX, 1024, 128);
+      const u64 b = wgmma_descriptor(at + offset + p * 128, 128, 1024, 128);
       wgmma_fence();
 #pragma unroll
       for (int q = 0; q < AT_ONCE / 16; ++q) Unit<scalar_t>::template multiply<1, 1>(d, a + q * 128, b + q * 128);

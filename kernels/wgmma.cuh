@@ -117,7 +117,8 @@ __device__ __forceinline__ void multiply(float (&d)[COLS / 2], Ring<STAGES>& rin
   for (int i = 0; i < steps; ++i) {
     mbarrier_wait(ring.full + turn.stage, turn.phase);
     const char* at = stages() + turn.stage * STAGE_BYTES;
-    multiply_step<a_k_major, b_k_major>(d, wgmma_descriptor(at + offset_a, BOX, 1024, 128), wgmma_descriptor(at + offset_b, BOX, 1024, 128));
+    const u64 a = wgmma_descriptor(at + offset_a, BOX, 1024, 128), b = wgmma_descriptor(at + offset_b, BOX, 1024, 128);
+    multiply_step<a_k_major, b_k_major>(d, a, b);
     // The step before has been multiplied.
     if (speaks && i > 0) mbarrier_arrive(ring.empty + turn.before());
     turn.next();
