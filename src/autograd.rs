@@ -23,7 +23,7 @@ use std::{
     },
 };
 
-use crate::{Array, Context, Error, Layout, Result, Tensor};
+use crate::{Array, Context, Error, Layout, Result, Tensor, cpu::parallel};
 
 /// A differentiable operation: how it computes and how it sends a gradient back.
 ///
@@ -219,6 +219,9 @@ pub fn apply_arc(op: Arc<dyn Op>, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
     if let Some((first, rest)) = refs.split_first() {
         for other in rest {
             first.context().same(op.name(), &other.context())?;
+        }
+        if first.context() == Context::Cpu {
+            parallel::enlist();
         }
     }
     let edges: Vec<Option<Edge>> = if is_recording() { inputs.iter().map(|t| t.edge()).collect() } else { Vec::new() };

@@ -41,6 +41,13 @@ pub(crate) fn resets() -> u64 {
     RESETS.get()
 }
 
+/// Blocks that are computed side by side: 32-bit lanes of the widest vector registers.
+const LANES: usize = 16;
+/// The lower half of 64 bits.
+const LOW: u64 = 0xFFFF_FFFF;
+/// Their words.
+const BATCH: usize = 4 * LANES;
+
 /// The identity of one draw of arbitrarily many numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Draw {
@@ -60,21 +67,46 @@ pub fn next_draw() -> Draw {
 impl Draw {
     /// Four independent 32-bit words, elements `4·block … 4·block + 3` of the draw.
     pub fn block(&self, block: u64) -> [u32; 4] {
-        let counter = [block as u32, (block >> 32) as u32, self.number as u32, (self.number >> 32) as u32];
-        philox(counter, [self.seed as u32, (self.seed >> 32) as u32])
+        let counter = [block & LOW, block >> 32, self.number & LOW, self.number >> 32];
+        philox(counter.map(|c| [c]), [self.seed as u32, (self.seed >> 32) as u32]).map(|[c]| c as u32)
     }
 
-    /// Calls `f(i, word)` for `i` in `start..start + len`.
+    /// Calls `f(i, words)` with the words of elements `start + i` and on, until all of `start..start + len` have come.
+    ///
+    /// Under [`simd::vectorized`](crate::cpu::simd::vectorized) the rounds of many blocks run side by side.
+    #[inline(always)]
+    pub(crate) fn batches(&self, start: usize, len: usize, mut f: impl FnMut(usize, &[u32])) {
+        let (mut i, stop) = (start, start + len);
+        while i < stop {
+            let first = i / BATCH * BATCH;
+            let batch = self.blocks(first as u64 / 4);
+            let next = (first + BATCH).min(stop);
+            f(i - start, &batch[i - first..next - first]);
+            i = next;
+        }
+    }
+
+    /// Calls `f(i, word)` for each element `start + i` of `start..start + len`.
     pub(crate) fn words(&self, start: usize, len: usize, mut f: impl FnMut(usize, u32)) {
-        let mut i = start;
-        while i < start + len {
-            let block = self.block(i as u64 / 4);
-            let stop = (i / 4 * 4 + 4).min(start + len);
-            while i < stop {
-                f(i - start, block[i % 4]);
-                i += 1;
+        self.batches(start, len, |i, words| words.iter().zip(i..).for_each(|(&w, i)| f(i, w)));
+    }
+
+    /// The words of `LANES` blocks, `first` and on.
+    #[inline(always)]
+    fn blocks(&self, first: u64) -> [u32; BATCH] {
+        let mut counter = [[0; LANES], [0; LANES], [self.number & LOW; LANES], [self.number >> 32; LANES]];
+        for lane in 0..LANES {
+            let block = first + lane as u64;
+            (counter[0][lane], counter[1][lane]) = (block & LOW, block >> 32);
+        }
+        let c = philox(counter, [self.seed as u32, (self.seed >> 32) as u32]);
+        let mut words = [0; BATCH];
+        for lane in 0..LANES {
+            for (word, c) in words[lane * 4..lane * 4 + 4].iter_mut().zip(&c) {
+                *word = c[lane] as u32;
             }
         }
+        words
     }
 
     /// Standard normals of elements `2·pair` and `2·pair + 1` by Box and Muller's transform.
@@ -146,12 +178,17 @@ pub(crate) fn unit(word: u32) -> f32 {
     (word >> 8) as f32 * (1.0 / 16_777_216.0)
 }
 
-/// Philox4x32 with ten rounds.
-fn philox(mut c: [u32; 4], mut k: [u32; 2]) -> [u32; 4] {
+/// Philox4x32 with ten rounds, of `N` counters at once; each 32-bit word in 64 bits, as vector registers multiply them.
+#[inline(always)]
+fn philox<const N: usize>(mut c: [[u64; N]; 4], mut k: [u32; 2]) -> [[u64; N]; 4] {
     for _ in 0..10 {
-        let a = u64::from(c[0]) * 0xD251_1F53;
-        let b = u64::from(c[2]) * 0xCD9E_8D57;
-        c = [(b >> 32) as u32 ^ c[1] ^ k[0], b as u32, (a >> 32) as u32 ^ c[3] ^ k[1], a as u32];
+        let [k0, k1] = k.map(u64::from);
+        for i in 0..N {
+            let a = c[0][i] * 0xD251_1F53;
+            let b = c[2][i] * 0xCD9E_8D57;
+            (c[0][i], c[2][i]) = ((b >> 32) ^ c[1][i] ^ k0, (a >> 32) ^ c[3][i] ^ k1);
+            (c[1][i], c[3][i]) = (b & LOW, a & LOW);
+        }
         k = [k[0].wrapping_add(0x9E37_79B9), k[1].wrapping_add(0xBB67_AE85)];
     }
     c
@@ -164,19 +201,24 @@ mod tests {
     #[test]
     fn philox_gives_the_published_vectors() {
         // Known-answer tests of Random123 for philox4x32-10.
-        assert_eq!(philox([0; 4], [0; 2]), [0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8]);
-        assert_eq!(philox([!0; 4], [!0; 2]), [0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd]);
+        let one = |c: [u32; 4], k| philox(c.map(|c| [u64::from(c)]), k).map(|[c]| c as u32);
+        assert_eq!(one([0; 4], [0; 2]), [0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8]);
+        assert_eq!(one([!0; 4], [!0; 2]), [0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd]);
         let (c, k) = ([0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344], [0xa4093822, 0x299f31d0]);
-        assert_eq!(philox(c, k), [0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1]);
+        assert_eq!(one(c, k), [0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1]);
     }
 
     #[test]
-    fn words_do_not_depend_on_where_a_chunk_starts() {
+    fn words_are_those_of_the_blocks_wherever_a_chunk_starts() {
         let draw = Draw { seed: 3, number: 9 };
-        let mut all = [0; 23];
-        draw.words(0, 23, |i, w| all[i] = w);
-        let mut tail = [0; 16];
-        draw.words(7, 16, |i, w| tail[i] = w);
-        assert_eq!(all[7..], tail[..]);
+        for (start, len) in [(0, 0), (0, 1), (0, 23), (7, 16), (61, 7), (5, 300), (64, 64), (u32::MAX as usize * 4 - 100, 300)] {
+            let mut all = Vec::new();
+            draw.batches(start, len, |i, words| {
+                assert_eq!(i, all.len());
+                all.extend_from_slice(words);
+            });
+            let expected: Vec<u32> = (start..start + len).map(|i| draw.block(i as u64 / 4)[i % 4]).collect();
+            assert_eq!(all, expected, "{start} {len}");
+        }
     }
 }

@@ -3,7 +3,9 @@
 //! The loops hand their closures to rayon as `dyn Fn`: its machinery is then compiled once for each element type instead
 //! of once for each closure, which more than halves the time to build the crate, and a call for a chunk costs nothing.
 
-use rayon::prelude::*;
+use std::cell::Cell;
+
+use rayon::{ThreadPoolBuilder, prelude::*};
 
 use super::simd;
 
@@ -11,6 +13,22 @@ use super::simd;
 const SERIAL: usize = 32 << 10;
 /// Elements that one task takes.
 const CHUNK: usize = 16 << 10;
+
+/// Makes the program's main thread a worker of a pool of its own, of which it is one thread; called for every op.
+///
+/// A thread from outside of rayon's pool hands a loop over and sleeps until it is done: two wake-ups by the system, which take
+/// longer than the loops of a small net. As a worker it takes part, and finds the others still awake from the loop before. Other threads
+/// go on to use rayon's global pool, so that they find all cores even while the main thread waits for them.
+pub(crate) fn enlist() {
+    thread_local!(static SEEN: Cell<bool> = const { Cell::new(false) });
+    if SEEN.replace(true) || std::thread::current().name() != Some("main") || rayon::current_thread_index().is_some() {
+        return;
+    }
+    // Without threads to start the global pool remains, which says so itself.
+    if let Ok(pool) = ThreadPoolBuilder::new().use_current_thread().build() {
+        std::mem::forget(pool);
+    }
+}
 
 /// `f(i, piece)` for each piece of `len` elements of `y`, on all cores.
 #[inline(never)]

@@ -3,7 +3,7 @@
 use crate::{
     Array, Context, Error, Layout, Result, Tensor,
     autograd::{Op, Saved, apply1, is_training},
-    cpu::{buffers::Buffer, parallel},
+    cpu::{buffers::Buffer, parallel, simd},
     cuda::{Dims, Launch},
     dtype::{Real, real_type},
     random::{Draw, next_draw},
@@ -66,8 +66,18 @@ impl Dropout {
         let (threshold, scale) = (self.threshold(), F::from_f64(self.scale()));
         let mut y = Buffer::<F>::stale(x.len());
         parallel::chunks(&mut y, |start, y| {
-            let len = y.len();
-            self.draw.words(start, len, |i, word| y[i] = if word >> 8 >= threshold { x[start + i] * scale } else { F::ZERO });
+            simd::vectorized(
+                #[inline(always)]
+                || {
+                    self.draw.batches(start, y.len(), |i, words| {
+                        let here = i..i + words.len();
+                        let x = &x[start + i..start + here.end];
+                        for ((y, &x), &word) in y[here].iter_mut().zip(x).zip(words) {
+                            *y = if word >> 8 >= threshold { x * scale } else { F::ZERO };
+                        }
+                    });
+                },
+            );
         });
         y
     }

@@ -2,7 +2,7 @@
 
 use crate::{
     Array, Context, DType, Element, Error, Layout, Result, Tensor,
-    cpu::{buffers::Buffer, parallel},
+    cpu::{buffers::Buffer, parallel, simd},
     cuda::Launch,
     dtype::{Real, real_type},
     random::{Draw, next_draw, unit},
@@ -58,8 +58,16 @@ impl Array {
         real_type!("uniform", dtype, F => {
             let (lo_, width_) = (F::from_f64(lo), F::from_f64(width));
             fill::<F>("uniform", (lo, width), shape, dtype, ctx, |draw, start, chunk| {
-                let len = chunk.len();
-                draw.words(start, len, |i, w| chunk[i] = lo_ + width_ * F::from_f64(f64::from(unit(w))));
+                simd::vectorized(
+                    #[inline(always)]
+                    || {
+                        draw.batches(start, chunk.len(), |i, words| {
+                            for (y, &w) in chunk[i..i + words.len()].iter_mut().zip(words) {
+                                *y = lo_ + width_ * F::from_f64(f64::from(unit(w)));
+                            }
+                        });
+                    },
+                );
             })
         })
     }
