@@ -230,6 +230,10 @@ impl Structure for Activation {
     fn describe(&self) -> String {
         format!("Activation({})", kind_name(self.kind))
     }
+
+    fn is_relu(&self) -> bool {
+        self.kind == UnaryKind::Relu
+    }
 }
 
 /// In training, each element is 0 with probability p, else divided by 1 − p; the identity otherwise (Srivastava et al. 2014).

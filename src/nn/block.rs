@@ -37,6 +37,16 @@ pub trait Structure {
     fn describe(&self) -> String {
         String::new()
     }
+
+    /// Whether this is ReLU and nothing else, which the block before it may do on its way.
+    fn is_relu(&self) -> bool {
+        false
+    }
+
+    /// ReLU of the block's output in one pass over memory, from blocks that have such a pass.
+    fn with_relu(&self, _x: &Tensor) -> Option<Result<Tensor>> {
+        None
+    }
 }
 
 /// A block of a net: [`Forward`] with [`Structure`]. Implemented for everything that has both.
@@ -283,6 +293,12 @@ macro_rules! pointer {
             }
             fn describe(&self) -> String {
                 (**self).describe()
+            }
+            fn is_relu(&self) -> bool {
+                (**self).is_relu()
+            }
+            fn with_relu(&self, x: &Tensor) -> Option<Result<Tensor>> {
+                (**self).with_relu(x)
             }
         }
         impl<T: Forward + ?Sized> Forward for $p<T> {

@@ -127,4 +127,8 @@ impl Structure for BatchNorm {
         let c = self.gamma.shape()[..].iter().map(|&c| if c > 0 { c.to_string() } else { "?".to_owned() }).collect::<String>();
         format!("BatchNorm({c}, epsilon {}, momentum {})", self.epsilon, self.momentum)
     }
+
+    fn with_relu(&self, x: &Tensor) -> Option<Result<Tensor>> {
+        Some(self.forward_relu(x))
+    }
 }
