@@ -21,7 +21,11 @@
 // variants: scalar_t=float; PASS=0; DOWN=2; ACROSS=1; COLS=96,128; STAGES=3; RESIDENT=2; arch=90a
 // variants: scalar_t=float; PASS=0; DOWN=1; ACROSS=2; COLS=192; STAGES=3; RESIDENT=1; arch=90a
 // variants: scalar_t=float; PASS=0; DOWN=1; ACROSS=2; COLS=128; STAGES=5; RESIDENT=1; arch=90a
-#include "wgmma.cuh"
+// variants: scalar_t=float; PASS=2; DOWN=2; ACROSS=1; COLS=256; STAGES=4; RESIDENT=1; arch=90a
+// variants: scalar_t=float; PASS=2; DOWN=2; ACROSS=1; COLS=192; STAGES=5; RESIDENT=1; arch=90a
+// variants: scalar_t=float; PASS=2; DOWN=1; ACROSS=2; COLS=192; STAGES=3; RESIDENT=1; arch=90a
+// variants: scalar_t=float; PASS=2; DOWN=1; ACROSS=1; COLS=192; STAGES=3; RESIDENT=2; arch=90a
+#include "wgmma_split.cuh"
 
 // One axis of the images that are written and of those that are read by im2col.
 struct Axis {
@@ -45,8 +49,6 @@ struct Conv {
   int kw;
   int chunk, parts;        // 2: steps of k for each part
 };
-
-__device__ __forceinline__ int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 // A pixel among those of a phase.
 struct Place {
@@ -139,6 +141,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
   const int chunks = ceil_div(s.channels, 64), taps = f.down.taps * f.across.taps, boxes = taps * chunks;
   const int tiles_m = ceil_div(s.rows, TILE_M), tiles_n = ceil_div(boxes, TILE_N / 64), works = tiles_m * tiles_n * s.parts;
   const int steps = ceil_div(s.n * f.down.count * f.across.count, DEPTH);
+  enum { COPY = BOX / COPIES };
   auto end_of = [&](int part) { return steps - part * s.chunk < s.chunk ? steps : (part + 1) * s.chunk; };
   if (threadIdx.x >= GROUPS * 128) {
     if (!elect_one()) return;
@@ -150,12 +153,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         const Place from = place(i * DEPTH, f);
         produce(ring, turn, [&](char* to_a, char* to_b, u64* bar) {
 #pragma unroll
-          for (int g = 0; g < DOWN; ++g) tensor_load(to_a + g * BOX, &dy, bar, p.m0 + g * 64, i * DEPTH);
+          for (int g = 0; g < DOWN * COPIES; ++g) tensor_load(to_a + g * COPY, &dy, bar, p.m0 + g * (64 / COPIES), i * DEPTH);
 #pragma unroll 1
           for (int g = 0; g < TILE_N / 64; ++g) {
             // Behind the last one, that one again: the sums are not stored.
             const int box = p.n0 / 64 + g < boxes ? p.n0 / 64 + g : boxes - 1, tap = box / chunks, i = tap / f.across.taps;
-            load_pixels(to_b + g * BOX, &x, bar, f, (box - tap * chunks) * 64, from, i, tap - i * f.across.taps);
+            const int c = (box - tap * chunks) * 64, j = tap - i * f.across.taps;
+#pragma unroll
+            for (int h = 0; h < COPIES; ++h) load_pixels(to_b + g * BOX + h * COPY, &x, bar, f, c + h * (64 / COPIES), from, i, j);
           }
         });
       }
@@ -166,7 +171,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
   for (int work = blockIdx.x; work < works; work += gridDim.x) {
     const Piece p = piece(work, tiles_m, tiles_n, s.parts);
     float d[COLS / 2];
-    multiply<false, false>(d, ring, turn, end_of(p.part) - p.part * s.chunk);
+    multiply_pixels<scalar_t>(d, ring, turn, end_of(p.part) - p.part * s.chunk);
     each_pair(d, p.m0, p.n0, [&](int m, int n, float v, float w) {
       const int tap = n / 64 / chunks, c = n - tap * chunks * 64;
       if (m < s.rows && tap < taps && c < s.channels)

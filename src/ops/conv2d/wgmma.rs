@@ -1,14 +1,14 @@
-//! Convolution by wgmma: launches of `kernels/conv2d_wgmma.cu`, for channels-last images in 16 bits (forward also in tf32). Each
+//! Convolution by wgmma: launches of `kernels/conv2d_wgmma.cu`, for channels-last images in 16 bits and tf32. Each
 //! function answers `None` where another kernel has to run.
 
 use super::{
     halo::{Halo, HaloWeight},
-    output,
+    mma, output, tf32,
 };
 use crate::{
     Array, DType, Layout, Result,
     cpu::conv::ConvShape,
-    cuda::{Launch, TensorMap},
+    cuda::{Launch, Swizzle, TensorMap},
     ops::wgmma::{self, Plan, Span, Tile, Work},
 };
 
@@ -94,6 +94,11 @@ impl Axis {
         }
     }
 
+    /// The same for filters whose `kernel` taps are stored from the last to the first.
+    fn turned(self, kernel: usize) -> Self {
+        Axis { first: kernel as i32 - 1 - self.first, jump: -self.jump, ..self }
+    }
+
     /// The upper corner of im2col's bounding box in images of `size` pixels: behind the last pixel read at the first tap.
     fn upper(&self, size: usize) -> i32 {
         self.lower + (self.count - 1) * self.step - (size as i32 - 1)
@@ -112,7 +117,7 @@ fn im2col(images: &Array, [down, across]: [Axis; 2], pixels: usize) -> TensorMap
     let (lower, upper) = ([across.lower, down.lower], [across.upper(w), down.upper(h)]);
     let channels = 128 / images.dtype().size();
     let map = TensorMap::im2col(&[c, w, h, n], &[c, w * c, h * w * c], &lower, &upper, channels, pixels);
-    wgmma::swizzled(map.steps(&[1, across.step as usize, down.step as usize, 1]), images.dtype())
+    map.steps(&[1, across.step as usize, down.step as usize, 1])
 }
 
 /// The map of the filters (o, c, kh, kw), channels-last, in boxes of one tap: for y (pass 0) `rows` filters, else 64.
@@ -167,11 +172,15 @@ impl Images<'_> {
         if halo.is_none() && plan.is_none() {
             return Ok(false);
         }
-        let (images, filters) = (last(self.images)?, last(self.filters)?);
-        let job = Images { images: &images, filters: &filters, ..*self };
+        // Filters are read as they lie, those that are summed over next to each other or not; tf32 cannot.
+        let (filters, pass) = match (self.pass, self.to.dtype()) {
+            (1, DType::F32) => (tf32::turned(self.filters)?, 0),
+            (pass, _) => (last(self.filters)?, pass),
+        };
+        let job = Images { images: &last(self.images)?, filters: &filters, pass, ..*self };
         match (halo, plan) {
             (Some(halo), plan) if plan.is_none_or(|p| halo.time <= p.time) => {
-                halo.run(job.to, job.images, (job.filters, self.pass), job.bias)?;
+                halo.run(job.to, job.images, (job.filters, job.pass), job.bias)?;
             }
             (_, Some(plan)) => job.run(&plan, phases)?,
             _ => {}
@@ -188,7 +197,11 @@ impl Images<'_> {
         let chunks = wgmma::steps(self.to.dtype(), channels);
         let spans: Vec<Span> = phases.iter().map(|a| Span { n: n * plane(a), steps: chunks * taps(a) }).collect();
         let multiplications = phases.iter().map(|a| (n * plane(a) * taps(a)).saturating_mul(rows * channels)).sum();
-        wgmma::plan(self.to, Tile::IMAGE, &Work { m: rows, spans: &spans, batch: 1, multiplications, split: false })
+        wgmma::plan(
+            self.to,
+            Tile::IMAGE,
+            &Work { m: rows, spans: &spans, batch: 1, multiplications, split: false, products: 1.0 },
+        )
     }
 
     fn run(&self, plan: &Plan, phases: &[[Axis; 2]]) -> Result<()> {
@@ -215,7 +228,8 @@ impl Images<'_> {
             let mut launch = Launch::new(self.to, "conv2d_wgmma.cu", "conv2d_wgmma", &define)?.tensor(self.filters, &filters);
             for i in 0..PHASES {
                 let axes = phases[i.min(phases.len() - 1)];
-                launch = launch.tensor(self.images, &im2col(self.images, axes, plan.tile.columns()));
+                let pixels = im2col(self.images, axes, plan.tile.columns());
+                launch = launch.tensor(self.images, &wgmma::swizzled(pixels, dtype));
             }
             let launch = launch.array(self.to).optional(self.bias).value(sizes);
             launch.run(plan.grid(tiles), plan.threads(), plan.shared())?;
@@ -239,13 +253,16 @@ pub(super) fn forward(x: &Array, w: &Array, b: Option<&Array>, s: &ConvShape) ->
 }
 
 pub(super) fn backward_data(dy: &Array, w: &Array, s: &ConvShape) -> Result<Option<Array>> {
-    // The filters are read as they lie, c next to each other, which tf32 cannot.
-    if dy.dtype() == DType::F32 || !takes(dy, s)? {
+    if !takes(dy, s)? {
         return Ok(None);
     }
     let dx = Array::uninit(&[s.n, s.c, s.h, s.w], dy.dtype(), Layout::ChannelsLast, &dy.context())?;
     let [down, across] = [s.stride[0].min(s.h), s.stride[1].min(s.w)];
-    let phase = |i: usize| [Axis::backward(s, 0, i / across), Axis::backward(s, 1, i % across)];
+    let phase = |i: usize| {
+        let axes = [Axis::backward(s, 0, i / across), Axis::backward(s, 1, i % across)];
+        // Turned filters have their taps backwards.
+        if dy.dtype() == DType::F32 { [axes[0].turned(s.kernel[0]), axes[1].turned(s.kernel[1])] } else { axes }
+    };
     let mut phases: Vec<[Axis; 2]> = (0..down * across).map(phase).collect();
     // The heavy ones first; those without a tap write zeros.
     phases.sort_by_key(|axes| std::cmp::Reverse(taps(axes)));
@@ -256,15 +273,19 @@ pub(super) fn backward_data(dy: &Array, w: &Array, s: &ConvShape) -> Result<Opti
 pub(super) fn backward_weight(dy: &Array, x: &Array, s: &ConvShape) -> Result<Option<Array>> {
     let [n, o, oh, ow] = output(s);
     let (dtype, axes) = (dy.dtype(), [Axis::forward(s, 0), Axis::forward(s, 1)]);
-    if dtype == DType::F32 || !takes(dy, s)? || !axes[0].fits(s.h) || !axes[1].fits(s.w) {
+    if !takes(dy, s)? || !axes[0].fits(s.h) || !axes[1].fits(s.w) {
         return Ok(None);
     }
     let dw = Array::uninit(&[o, s.c, s.kernel[0], s.kernel[1]], dtype, Layout::RowMajor, &dy.context())?;
     let (pixels, boxes) = (n * oh * ow, taps(&axes) * s.c.div_ceil(64));
     let spans = [Span { n: boxes * 64, steps: wgmma::steps(dtype, pixels) }];
-    let work = Work { m: o, spans: &spans, batch: 1, multiplications: pixels.saturating_mul(dw.len()), split: true };
+    let multiplications = pixels.saturating_mul(dw.len());
+    let work = Work { m: o, spans: &spans, batch: 1, multiplications, split: true, products: wgmma::products(dtype) };
     let plan = wgmma::plan(dy, Tile::WEIGHT, &work)?;
     let halo = if is_plain_3x3(s) { HaloWeight::new(dy, s.c)? } else { None };
+    if !worth_splitting(dy, s, [halo.map(|h| h.time), plan.map(|p| p.time)])? {
+        return Ok(None);
+    }
     let (sums, parts) = match (halo, plan) {
         (Some(halo), plan) if plan.is_none_or(|p| halo.time <= p.time) => halo.run(&last(dy)?, &last(x)?)?,
         (_, Some(plan)) => weight_parts(&last(dy)?, &last(x)?, s, axes, &plan)?,
@@ -281,9 +302,20 @@ pub(super) fn backward_weight(dy: &Array, x: &Array, s: &ConvShape) -> Result<Op
     Ok(Some(dw))
 }
 
+/// Whether the gradient of the filters, split into bf16 where it is f32, takes less than by tf32 on mma.sync.
+fn worth_splitting(dy: &Array, s: &ConvShape, times: [Option<f64>; 2]) -> Result<bool> {
+    #[cfg(test)]
+    if wgmma::forced().is_some() {
+        return Ok(true);
+    }
+    let least = times.into_iter().flatten().fold(f64::INFINITY, f64::min);
+    Ok(dy.dtype() != DType::F32 || mma::weight_time(dy, s)?.is_none_or(|other| least < other))
+}
+
 /// The parts of dw, (part, o, taps, c), from channels-last dy and x; how many there are.
 fn weight_parts(dy: &Array, x: &Array, s: &ConvShape, axes: [Axis; 2], plan: &Plan) -> Result<(Array, usize)> {
     let ([n, o, oh, ow], dtype) = (output(s), dy.dtype());
+    let depth = 128 / dtype.size();
     let boxes = taps(&axes) * s.c.div_ceil(64);
     let all = o.div_ceil(plan.tile.rows()) * (boxes * 64).div_ceil(plan.tile.columns()) * plan.parts;
     let sums = Array::uninit(&[plan.parts, o * taps(&axes) * s.c], DType::F32, Layout::RowMajor, &dy.context())?;
@@ -302,8 +334,8 @@ fn weight_parts(dy: &Array, x: &Array, s: &ConvShape, axes: [Axis; 2], plan: &Pl
         parts: int(plan.parts),
     };
     Launch::new(dy, "conv2d_wgmma.cu", "conv2d_wgmma", &plan.defines(dtype, &[("PASS", 2)]))?
-        .tensor(dy, &wgmma::swizzled(TensorMap::tiled(&[o, n * oh * ow], &[o], &[64, 64]), dtype))
-        .tensor(x, &im2col(x, axes, 64))
+        .tensor(dy, &TensorMap::tiled(&[o, n * oh * ow], &[o], &[depth, depth]).swizzle(Swizzle::Span128))
+        .tensor(x, &im2col(x, axes, depth).swizzle(Swizzle::Span128))
         .array(&sums)
         .value(sizes)
         .run(plan.grid(all), plan.threads(), plan.shared())?;
