@@ -47,6 +47,7 @@ struct Sizes {
     written: [i32; 3],
     rows: i32,
     channels: i32,
+    groups: i32,
     kw: i32,
     chunk: i32,
     parts: i32,
@@ -134,7 +135,8 @@ fn takes(like: &Array, s: &ConvShape) -> Result<bool> {
     let small = product(&[n, s.h, s.w]).max(product(&[n, oh, ow])).max(product(&[s.c, s.o, s.kernel[0], s.kernel[1]])) < 1 << 30;
     let empty = [n, s.c, o].contains(&0);
     let near = s.padding.iter().chain(&s.kernel).chain(&s.dilation).chain(&s.stride).all(|&v| v < 1 << 10);
-    Ok(s.groups == 1 && small && near && !empty && wgmma::aligned(like.dtype(), &[s.c, o]) && wgmma::takes(like)?)
+    let aligned = wgmma::aligned(like.dtype(), &[s.c / s.groups, o / s.groups]);
+    Ok(small && near && !empty && aligned && wgmma::takes(like)?)
 }
 
 /// How many pixels an axis pair writes in each image.
@@ -148,7 +150,7 @@ fn taps(axes: &[Axis; 2]) -> usize {
 
 /// Whether `conv3x3_wgmma.cu` computes it.
 fn is_plain_3x3(s: &ConvShape) -> bool {
-    (s.kernel, s.stride, s.padding, s.dilation) == ([3, 3], [1, 1], [1; 4], [1, 1])
+    (s.kernel, s.stride, s.padding, s.dilation, s.groups) == ([3, 3], [1, 1], [1; 4], [1, 1], 1)
 }
 
 /// `to` (n, rows, h, w) from `images` (n, channels, …) and the filters, phase by phase.
@@ -158,6 +160,7 @@ struct Images<'a> {
     filters: &'a Array,
     bias: Option<&'a Array>,
     pass: usize,
+    groups: usize,
 }
 
 impl Images<'_> {
@@ -188,20 +191,30 @@ impl Images<'_> {
         Ok(true)
     }
 
+    /// Channels written, in each group.
+    fn rows(&self) -> usize {
+        self.to.shape()[1] / self.groups
+    }
+
+    /// Channels summed over, in each group.
+    fn channels(&self) -> usize {
+        self.images.shape()[1] / self.groups
+    }
+
     fn plan(&self, phases: &[[Axis; 2]]) -> Result<Option<Plan>> {
-        let [n, rows] = [self.to.shape()[0], self.to.shape()[1]];
-        let (channels, size) = (self.images.shape()[1], [self.images.shape()[2], self.images.shape()[3]]);
+        let (n, rows, batch) = (self.to.shape()[0], self.rows(), self.groups);
+        let (channels, size) = (self.channels(), [self.images.shape()[2], self.images.shape()[3]]);
+        // A step that is no whole one would go on into the next group's channels.
+        if batch > 1 && !channels.is_multiple_of(128 / self.to.dtype().size()) {
+            return Ok(None);
+        }
         if !phases.iter().flatten().zip(size.iter().cycle()).all(|(a, &size)| a.fits(size)) {
             return Ok(None);
         }
         let chunks = wgmma::steps(self.to.dtype(), channels);
         let spans: Vec<Span> = phases.iter().map(|a| Span { n: n * plane(a), steps: chunks * taps(a) }).collect();
-        let multiplications = phases.iter().map(|a| (n * plane(a) * taps(a)).saturating_mul(rows * channels)).sum();
-        wgmma::plan(
-            self.to,
-            Tile::IMAGE,
-            &Work { m: rows, spans: &spans, batch: 1, multiplications, split: false, products: 1.0 },
-        )
+        let multiplications = phases.iter().map(|a| (n * plane(a) * taps(a)).saturating_mul(rows * channels * batch)).sum();
+        wgmma::plan(self.to, Tile::IMAGE, &Work { m: rows, spans: &spans, batch, multiplications, split: false, products: 1.0 })
     }
 
     fn run(&self, plan: &Plan, phases: &[[Axis; 2]]) -> Result<()> {
@@ -212,15 +225,17 @@ impl Images<'_> {
             let (mut tiles, mut phase) = (0, [bytemuck::Zeroable::zeroed(); PHASES]);
             for (to, axes) in phase.iter_mut().zip(phases) {
                 *to = Phase { axes: *axes, begin: tiles as i32 };
-                tiles += shape[1].div_ceil(plan.tile.rows()) * (shape[0] * plane(axes)).div_ceil(plan.tile.columns());
+                let across = (shape[0] * plane(axes)).div_ceil(plan.tile.columns());
+                tiles += self.rows().div_ceil(plan.tile.rows()) * across * self.groups;
             }
             let sizes = Sizes {
                 phase,
                 phases: phases.len() as i32,
                 tiles: tiles as i32,
                 written: [shape[0] as i32, shape[2] as i32, shape[3] as i32],
-                rows: shape[1] as i32,
-                channels: self.images.shape()[1] as i32,
+                rows: self.rows() as i32,
+                channels: self.channels() as i32,
+                groups: self.groups as i32,
                 kw: self.filters.shape()[3] as i32,
                 chunk: 0,
                 parts: 1,
@@ -248,12 +263,13 @@ pub(super) fn forward(x: &Array, w: &Array, b: Option<&Array>, s: &ConvShape) ->
     }
     let y = Array::uninit(&output(s), x.dtype(), Layout::ChannelsLast, &x.context())?;
     let axes = [[Axis::forward(s, 0), Axis::forward(s, 1)]];
-    let job = Images { to: &y, images: x, filters: w, bias: b, pass: 0 };
+    let job = Images { to: &y, images: x, filters: w, bias: b, pass: 0, groups: s.groups };
     job.compute(s, &axes)?.then(|| y.to_layout(x.layout())).transpose()
 }
 
 pub(super) fn backward_data(dy: &Array, w: &Array, s: &ConvShape) -> Result<Option<Array>> {
-    if !takes(dy, s)? {
+    // Filters are turned as a whole, not by group.
+    if (dy.dtype() == DType::F32 && s.groups > 1) || !takes(dy, s)? {
         return Ok(None);
     }
     let dx = Array::uninit(&[s.n, s.c, s.h, s.w], dy.dtype(), Layout::ChannelsLast, &dy.context())?;
@@ -266,7 +282,7 @@ pub(super) fn backward_data(dy: &Array, w: &Array, s: &ConvShape) -> Result<Opti
     let mut phases: Vec<[Axis; 2]> = (0..down * across).map(phase).collect();
     // The heavy ones first; those without a tap write zeros.
     phases.sort_by_key(|axes| std::cmp::Reverse(taps(axes)));
-    let job = Images { to: &dx, images: dy, filters: w, bias: None, pass: 1 };
+    let job = Images { to: &dx, images: dy, filters: w, bias: None, pass: 1, groups: s.groups };
     job.compute(s, &phases)?.then(|| dx.to_layout(dy.layout())).transpose()
 }
 
@@ -276,11 +292,12 @@ pub(super) fn backward_weight(dy: &Array, x: &Array, s: &ConvShape) -> Result<Op
     if !takes(dy, s)? || !axes[0].fits(s.h) || !axes[1].fits(s.w) {
         return Ok(None);
     }
-    let dw = Array::uninit(&[o, s.c, s.kernel[0], s.kernel[1]], dtype, Layout::RowMajor, &dy.context())?;
-    let (pixels, boxes) = (n * oh * ow, taps(&axes) * s.c.div_ceil(64));
+    let (og, cg) = (o / s.groups, s.c / s.groups);
+    let dw = Array::uninit(&[o, cg, s.kernel[0], s.kernel[1]], dtype, Layout::RowMajor, &dy.context())?;
+    let (pixels, boxes) = (n * oh * ow, taps(&axes) * cg.div_ceil(64));
     let spans = [Span { n: boxes * 64, steps: wgmma::steps(dtype, pixels) }];
     let multiplications = pixels.saturating_mul(dw.len());
-    let work = Work { m: o, spans: &spans, batch: 1, multiplications, split: true, products: wgmma::products(dtype) };
+    let work = Work { m: og, spans: &spans, batch: s.groups, multiplications, split: true, products: wgmma::products(dtype) };
     let plan = wgmma::plan(dy, Tile::WEIGHT, &work)?;
     let halo = if is_plain_3x3(s) { HaloWeight::new(dy, s.c)? } else { None };
     if !worth_splitting(dy, s, [halo.map(|h| h.time), plan.map(|p| p.time)])? {
@@ -297,7 +314,7 @@ pub(super) fn backward_weight(dy: &Array, x: &Array, s: &ConvShape) -> Result<Op
         .value(dw.len() as i64)
         .value(parts as i32)
         .value(taps(&axes) as i32)
-        .value(s.c as i32)
+        .value(cg as i32)
         .run_1d(dw.len())?;
     Ok(Some(dw))
 }
@@ -316,9 +333,10 @@ fn worth_splitting(dy: &Array, s: &ConvShape, times: [Option<f64>; 2]) -> Result
 fn weight_parts(dy: &Array, x: &Array, s: &ConvShape, axes: [Axis; 2], plan: &Plan) -> Result<(Array, usize)> {
     let ([n, o, oh, ow], dtype) = (output(s), dy.dtype());
     let depth = 128 / dtype.size();
-    let boxes = taps(&axes) * s.c.div_ceil(64);
-    let all = o.div_ceil(plan.tile.rows()) * (boxes * 64).div_ceil(plan.tile.columns()) * plan.parts;
-    let sums = Array::uninit(&[plan.parts, o * taps(&axes) * s.c], DType::F32, Layout::RowMajor, &dy.context())?;
+    let (og, cg) = (o / s.groups, s.c / s.groups);
+    let boxes = taps(&axes) * cg.div_ceil(64);
+    let all = og.div_ceil(plan.tile.rows()) * (boxes * 64).div_ceil(plan.tile.columns()) * plan.parts * s.groups;
+    let sums = Array::uninit(&[plan.parts, o * taps(&axes) * cg], DType::F32, Layout::RowMajor, &dy.context())?;
     let int = |v: usize| v as i32;
     let mut phase: [Phase; PHASES] = bytemuck::Zeroable::zeroed();
     phase[0].axes = axes;
@@ -327,8 +345,9 @@ fn weight_parts(dy: &Array, x: &Array, s: &ConvShape, axes: [Axis; 2], plan: &Pl
         phases: 1,
         tiles: int(all),
         written: [n, oh, ow].map(int),
-        rows: int(o),
-        channels: int(s.c),
+        rows: int(og),
+        channels: int(cg),
+        groups: int(s.groups),
         kw: int(s.kernel[1]),
         chunk: int(plan.chunk),
         parts: int(plan.parts),
