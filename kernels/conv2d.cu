@@ -220,7 +220,7 @@ __device__ __forceinline__ void image_tile(const Pixels& pixels, i64 pixel_count
 }
 
 // grid (tiles of output pixels and channels, 1, groups); bias (o) or null
-extern "C" __global__ void __launch_bounds__(TILE_THREADS)
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, sizeof(acc_t) == 8 ? TILE_RESIDENT : 0)
     conv2d_fwd(scalar_t* __restrict__ y, const scalar_t* __restrict__ x, const scalar_t* __restrict__ w,
                const scalar_t* __restrict__ bias, const Conv s) {
   __shared__ Panel pa, pb;
@@ -239,14 +239,20 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS)
 }
 
 // grid (tiles of input pixels and channels, phases, groups), the tiles being those of the first phase, which has the most
-extern "C" __global__ void __launch_bounds__(TILE_THREADS)
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, TILE_RESIDENT)
     conv2d_bwd_data(scalar_t* __restrict__ dx, const scalar_t* __restrict__ dy, const scalar_t* __restrict__ w, const Conv s) {
   __shared__ Panel pa, pb;
+  __shared__ Phase both[2];  // the same for all threads: they would take registers of each
   const int cg = s.c / s.groups, og = s.o / s.groups;
   const int phases_down = s.sh < s.h ? s.sh : s.h, phases_across = s.sw < s.w ? s.sw : s.w;
   for (i64 phase = blockIdx.y; phase < (i64)phases_down * phases_across; phase += gridDim.y) {
-    const Phase down = phase_of((int)(phase / phases_across), s.h, s.pt, s.sh, s.kh, s.dh);
-    const Phase across = phase_of((int)(phase % phases_across), s.w, s.pl, s.sw, s.kw, s.dw);
+    const Phase &down = both[0], &across = both[1];
+    __syncthreads();  // the phase before may still be read
+    if (threadIdx.x == 0) {
+      both[0] = phase_of((int)(phase / phases_across), s.h, s.pt, s.sh, s.kh, s.dh);
+      both[1] = phase_of((int)(phase % phases_across), s.w, s.pl, s.sw, s.kw, s.dw);
+    }
+    __syncthreads();
     const i64 pixels = (i64)s.n * down.count * across.count, depth = (i64)og * down.taps.count * across.taps.count;
     for (int g = blockIdx.z; g < s.groups; g += gridDim.z) {
       Shadows shadows = {s, dy + (i64)g * og * s.y[1], pixels, og, down, across};

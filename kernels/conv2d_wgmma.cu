@@ -1,5 +1,5 @@
-// The convolutions of conv2d.cu by wgmma: implicit GEMM over channels-last x, dy and filters (o, kh, kw, c), without groups, c and o
-// multiples of 8. The copy engine's im2col mode brings the pixels under a tap, zeros where they are outside.
+// The convolutions of conv2d.cu by wgmma: implicit GEMM over channels-last x, dy and filters (o, kh, kw, c / groups), c and o
+// multiples of 8 in each group. The copy engine's im2col mode brings the pixels under a tap, zeros where they are outside.
 //
 //   PASS                     rows (m)       columns (n)             k                    a     b
 //   0  y = x * w + b         filters        output pixels           taps, channels c     w     x under the tap
@@ -21,7 +21,11 @@
 // variants: scalar_t=float; PASS=0; DOWN=2; ACROSS=1; COLS=96,128; STAGES=3; RESIDENT=2; arch=90a
 // variants: scalar_t=float; PASS=0; DOWN=1; ACROSS=2; COLS=192; STAGES=3; RESIDENT=1; arch=90a
 // variants: scalar_t=float; PASS=0; DOWN=1; ACROSS=2; COLS=128; STAGES=5; RESIDENT=1; arch=90a
-#include "wgmma.cuh"
+// variants: scalar_t=float; PASS=2; DOWN=2; ACROSS=1; COLS=256; STAGES=4; RESIDENT=1; arch=90a
+// variants: scalar_t=float; PASS=2; DOWN=2; ACROSS=1; COLS=192; STAGES=5; RESIDENT=1; arch=90a
+// variants: scalar_t=float; PASS=2; DOWN=1; ACROSS=2; COLS=192; STAGES=3; RESIDENT=1; arch=90a
+// variants: scalar_t=float; PASS=2; DOWN=1; ACROSS=1; COLS=192; STAGES=3; RESIDENT=2; arch=90a
+#include "wgmma_split.cuh"
 
 // One axis of the images that are written and of those that are read by im2col.
 struct Axis {
@@ -41,12 +45,11 @@ struct Conv {
   Phase phase[PHASES];
   int phases, tiles;       // all of them
   int n, h, w;             // the images written
-  int rows, channels;      // channels written and summed over (2: filters, channels c)
+  int rows, channels;      // channels written and summed over (2: filters, channels c), in each of the groups
+  int groups;
   int kw;
   int chunk, parts;        // 2: steps of k for each part
 };
-
-__device__ __forceinline__ int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 // A pixel among those of a phase.
 struct Place {
@@ -80,7 +83,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     return i;
   };
   auto piece_of = [&](int tile, const Phase& f) {
-    return piece(tile - f.begin, tiles_m, ceil_div(s.n * f.down.count * f.across.count, TILE_N), 1);
+    return piece(tile - f.begin, tiles_m, ceil_div(s.n * f.down.count * f.across.count, TILE_N), 1);  // outer: the group
   };
   if (threadIdx.x >= GROUPS * 128) {
     if (!elect_one()) return;
@@ -97,12 +100,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         const int c = chunk * DEPTH, tap = (f.down.first + i * f.down.jump) * s.kw + f.across.first + j * f.across.jump;
         produce(ring, turn, [&](char* to_a, char* to_b, u64* bar) {
 #if PASS == 0
-          tensor_load(to_a, &filters, bar, c, tap, p.m0);
+          tensor_load(to_a, &filters, bar, c, tap, p.outer * s.rows + p.m0);
 #else
 #pragma unroll
-          for (int g = 0; g < DOWN; ++g) tensor_load(to_a + g * BOX, &filters, bar, p.m0 + g * 64, tap, c);
+          for (int g = 0; g < DOWN; ++g) tensor_load(to_a + g * BOX, &filters, bar, p.m0 + g * 64, tap, p.outer * s.channels + c);
 #endif
-          load_pixels(to_b, pixels, bar, f, c, from, i, j);
+          load_pixels(to_b, pixels, bar, f, p.outer * s.channels + c, from, i, j);
         });
       }
     }
@@ -111,24 +114,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 #pragma unroll 1
   for (int tile = blockIdx.x; tile < s.tiles; tile += gridDim.x) {
     const Phase& f = s.phase[phase_of(tile)];
-    const Piece p = piece_of(tile, f);
     float d[COLS / 2];
     multiply<PASS == 0, true>(d, ring, turn, chunks * f.down.taps * f.across.taps);
-    add_by_row(d, bias, p.m0, s.rows);
+    const Piece p = piece_of(tile, f);  // not in registers meanwhile
+    const int first = p.outer * s.rows, all = s.groups * s.rows;
+    add_by_row(d, bias ? bias + first : bias, p.m0, s.rows);
     const int count = s.n * f.down.count * f.across.count;
     const bool dense = f.down.stride == 1 && f.across.stride == 1;
     put_columns(d, p.m0, p.n0, s.rows, [&](int pixel) {
       if (pixel >= count) return (scalar_t*)0;
-      if (dense) return images + (i64)pixel * s.rows;
+      if (dense) return images + (i64)pixel * all + first;
       const Place to = place(pixel, f);
       const int y = f.down.start + to.y * f.down.stride, x = f.across.start + to.x * f.across.stride;
-      return images + (((i64)to.n * s.h + y) * s.w + x) * s.rows;
+      return images + (((i64)to.n * s.h + y) * s.w + x) * all + first;
     });
   }
 }
 
 #else
-// sums (part, o, taps, c) in f32; dy by (o, pixels), x by im2col.
+// sums (part, o, taps, c / groups) in f32; dy by (o, pixels), x by im2col.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     conv2d_wgmma(const __grid_constant__ TensorMap dy, const __grid_constant__ TensorMap x, float* __restrict__ sums,
                  const __grid_constant__ Conv s) {
@@ -137,8 +141,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
   Turn<STAGES> turn = {0, 0};
   const Phase& f = s.phase[0];
   const int chunks = ceil_div(s.channels, 64), taps = f.down.taps * f.across.taps, boxes = taps * chunks;
-  const int tiles_m = ceil_div(s.rows, TILE_M), tiles_n = ceil_div(boxes, TILE_N / 64), works = tiles_m * tiles_n * s.parts;
+  const int tiles_m = ceil_div(s.rows, TILE_M), tiles_n = ceil_div(boxes, TILE_N / 64), works = tiles_m * tiles_n * s.parts * s.groups;
   const int steps = ceil_div(s.n * f.down.count * f.across.count, DEPTH);
+  enum { COPY = BOX / COPIES };
   auto end_of = [&](int part) { return steps - part * s.chunk < s.chunk ? steps : (part + 1) * s.chunk; };
   if (threadIdx.x >= GROUPS * 128) {
     if (!elect_one()) return;
@@ -150,12 +155,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         const Place from = place(i * DEPTH, f);
         produce(ring, turn, [&](char* to_a, char* to_b, u64* bar) {
 #pragma unroll
-          for (int g = 0; g < DOWN; ++g) tensor_load(to_a + g * BOX, &dy, bar, p.m0 + g * 64, i * DEPTH);
+          for (int g = 0; g < DOWN * COPIES; ++g) tensor_load(to_a + g * COPY, &dy, bar, p.outer * s.rows + p.m0 + g * (64 / COPIES), i * DEPTH);
 #pragma unroll 1
           for (int g = 0; g < TILE_N / 64; ++g) {
             // Behind the last one, that one again: the sums are not stored.
             const int box = p.n0 / 64 + g < boxes ? p.n0 / 64 + g : boxes - 1, tap = box / chunks, i = tap / f.across.taps;
-            load_pixels(to_b + g * BOX, &x, bar, f, (box - tap * chunks) * 64, from, i, tap - i * f.across.taps);
+            const int c = p.outer * s.channels + (box - tap * chunks) * 64, j = tap - i * f.across.taps;
+#pragma unroll
+            for (int h = 0; h < COPIES; ++h) load_pixels(to_b + g * BOX + h * COPY, &x, bar, f, c + h * (64 / COPIES), from, i, j);
           }
         });
       }
@@ -166,11 +173,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
   for (int work = blockIdx.x; work < works; work += gridDim.x) {
     const Piece p = piece(work, tiles_m, tiles_n, s.parts);
     float d[COLS / 2];
-    multiply<false, false>(d, ring, turn, end_of(p.part) - p.part * s.chunk);
+    multiply_pixels<scalar_t>(d, ring, turn, end_of(p.part) - p.part * s.chunk);
     each_pair(d, p.m0, p.n0, [&](int m, int n, float v, float w) {
       const int tap = n / 64 / chunks, c = n - tap * chunks * 64;
       if (m < s.rows && tap < taps && c < s.channels)
-        *(float2*)(sums + (((i64)p.part * s.rows + m) * taps + tap) * s.channels + c) = make_float2(v, w);
+        *(float2*)(sums + ((((i64)p.part * s.groups + p.outer) * s.rows + m) * taps + tap) * s.channels + c) = make_float2(v, w);
     });
   }
 }

@@ -16,7 +16,8 @@
 // variants: scalar_t=bf16,f16; PASS=2; DOWN=1; ACROSS=3; COLS=192; STAGES=3; RESIDENT=1; arch=90a
 // variants: scalar_t=float; PASS=0; DOWN=2; ACROSS=1; COLS=160,192,256; STAGES=4; RESIDENT=1; arch=90a
 // variants: scalar_t=float; PASS=0; DOWN=1; ACROSS=2; COLS=96,160,192,224; STAGES=6; RESIDENT=1; arch=90a
-#include "wgmma.cuh"
+// variants: scalar_t=float; PASS=2; DOWN=1; ACROSS=3; COLS=192; STAGES=2; RESIDENT=1; arch=90a
+#include "wgmma_split.cuh"
 
 #if PASS < 2
 struct Conv {
@@ -139,13 +140,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     conv3x3_wgmma(const __grid_constant__ TensorMap dy, const __grid_constant__ TensorMap x, float* __restrict__ sums,
                   const __grid_constant__ Weight s) {
   __shared__ Ring<STAGES> ring;
-  const int stage_bytes = s.halo_bytes + s.pixel_bytes;
+  const int stage_bytes = COPIES * (s.halo_bytes + s.pixel_bytes);  // the copies of x, then those of dy
   // What is behind a tile of dy must be zero, and behind one of x a number.
-  for (int i = 0; i < STAGES; ++i) {
-    char* at = stages() + i * stage_bytes;
+  for (int i = 0; i < STAGES * COPIES; ++i) {
+    char* at = stages() + i / COPIES * stage_bytes + i % COPIES * s.halo_bytes;
     for (int b = s.halo * 128 + threadIdx.x * 16; b < s.halo_bytes; b += THREADS * 16) *(uint4*)(at + b) = make_uint4(0, 0, 0, 0);
-    for (int b = s.halo_bytes + s.pixels * 128 + threadIdx.x * 16; b < stage_bytes; b += THREADS * 16)
-      *(uint4*)(at + b) = make_uint4(0, 0, 0, 0);
+    at += COPIES * s.halo_bytes + i % COPIES * (s.pixel_bytes - s.halo_bytes);
+    for (int b = s.pixels * 128 + threadIdx.x * 16; b < s.pixel_bytes; b += THREADS * 16) *(uint4*)(at + b) = make_uint4(0, 0, 0, 0);
   }
   fence_proxy_async();
   ring.start();
@@ -159,9 +160,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     for (int tile = begin; tile < end; ++tile) {
       const int images = tile / s.tiles_h, h0 = (tile - images * s.tiles_h) * s.height, n0 = images * s.count;
       char* at = stages() + turn.stage * stage_bytes;
-      ring.produce(turn, (s.halo + s.pixels) * 128, [&](u64* bar) {
-        tensor_load(at, &x, bar, c0, -1, n0, h0 - 1);
-        tensor_load(at + s.halo_bytes, &dy, bar, m0, 0, n0, h0);
+      ring.produce(turn, COPIES * (s.halo + s.pixels) * 128, [&](u64* bar) {
+#pragma unroll
+        for (int i = 0; i < COPIES; ++i) {
+          tensor_load(at + i * s.halo_bytes, &x, bar, c0 + i * (64 / COPIES), -1, n0, h0 - 1);
+          tensor_load(at + COPIES * s.halo_bytes + i * s.pixel_bytes, &dy, bar, m0 + i * (64 / COPIES), 0, n0, h0);
+        }
       });
     }
     return;
@@ -171,22 +175,41 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
   float d[COLS / 2];
 #pragma unroll
   for (int i = 0; i < COLS / 2; ++i) d[i] = 0;
+  // f32: the next tile is split in the second half of the steps, when it has come.
+  const int steps = ceil_div(s.pixels, AT_ONCE), idle = steps / 2;
+  auto split = [&](const Turn<STAGES>& turn, int part, int parts) {
+    if (part == 0) mbarrier_wait(ring.full + turn.stage, turn.phase);
+    char* at = stages() + turn.stage * stage_bytes;
+    auto rows = [&](char* at, int apart, int all) {
+      const int share = ceil_div(all, parts), from = part * share;
+      split_rows(at, apart, from, from + share < all ? from + share : all, threadIdx.x / 32, GROUPS * 4);
+    };
+    rows(at, s.halo_bytes, s.halo);
+    rows(at + 2 * s.halo_bytes, s.pixel_bytes, s.pixels);
+  };
+  if (COPIES == 2 && begin < end) split(turn, 0, 1), splits_are_done();
 #pragma unroll 1
   for (int tile = begin; tile < end; ++tile) {
-    mbarrier_wait(ring.full + turn.stage, turn.phase);
+    if (COPIES == 1) mbarrier_wait(ring.full + turn.stage, turn.phase);
     const char* at = stages() + turn.stage * stage_bytes;
+    Turn<STAGES> ahead = turn;
+    ahead.next();
 #pragma unroll 1
-    for (int p = 0; p < s.pixels; p += AT_ONCE) {
-      const u64 a = wgmma_descriptor(at + s.halo_bytes + p * 128, BOX, 1024, 128);
+    for (int step = 0; step < steps; ++step) {
+      const int p = step * AT_ONCE;
+      const u64 a = wgmma_descriptor(at + COPIES * s.halo_bytes + p * 128, BOX, 1024, 128);
       const u64 b = wgmma_descriptor(at + offset + p * 128, 128, 1024, 128);
       wgmma_fence();
 #pragma unroll
-      for (int q = 0; q < AT_ONCE / 16; ++q) Unit<scalar_t>::template multiply<1, 1>(d, a + q * 128, b + q * 128);
+      for (int q = 0; q < AT_ONCE / 16; ++q)
+        Pixels16<scalar_t>::multiply(d, a + q * 128, b + q * 128, s.pixel_bytes / 16, s.halo_bytes / 16);
       wgmma_commit();
       wgmma_wait<1>();
-      if (speaks && p == 0 && tile > begin) mbarrier_arrive(ring.empty + turn.before());
+      if (speaks && step == 0 && tile > begin) mbarrier_arrive(ring.empty + turn.before());
+      if (COPIES == 2 && tile + 1 < end && step >= idle) split(ahead, step - idle, steps - idle);
     }
-    turn.next();
+    if (COPIES == 2 && tile + 1 < end) splits_are_done();
+    turn = ahead;
   }
   wgmma_wait<0>();
   wgmma_results(d);

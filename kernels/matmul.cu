@@ -41,7 +41,7 @@ struct Lines {
 
 // grid (tiles of m and n, parts of k, outer); y (outer, m, n), bias (n) or null.
 // With `parts` not null the sums go there instead, (part, outer, m, n), for sum_parts.
-extern "C" __global__ void __launch_bounds__(TILE_THREADS)
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, TILE_RESIDENT)
     matmul(scalar_t* __restrict__ y, acc_t* __restrict__ parts, const scalar_t* __restrict__ a,
            const scalar_t* __restrict__ b, const scalar_t* __restrict__ bias, Product s, Index outer_a, Index outer_b,
            Index inner_a, Index inner_b) {

@@ -181,6 +181,13 @@ STMATRIX(stmatrix_x2_trans, "x2.trans", "%1, %2", "r"(r[0]), "r"(r[1]))
 STMATRIX(stmatrix_x4_trans, "x4.trans", "%1, %2, %3, %4", "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3]))
 #undef STMATRIX
 
+// Two bf16, rounded to nearest even: the first in the lower half.
+__device__ __forceinline__ unsigned f32_to_bf16x2(float first, float second) {
+  unsigned both;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(second), "f"(first));
+  return both;
+}
+
 // True in one lane of a whole warp.
 __device__ __forceinline__ bool elect_one() {
   unsigned mine;

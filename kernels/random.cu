@@ -26,10 +26,11 @@ extern "C" __global__ void normal(scalar_t* __restrict__ y, Draw draw, double me
 #pragma unroll
     for (int k = 0; k < 4; k += 2) {
       float r = sqrtf(-2.0f * logf(1.0f - unit(words.w[k])));
-      float angle = 6.28318530717958647692f * unit(words.w[k + 1]);
+      float sin, cos;
+      sincospif(2.0f * unit(words.w[k + 1]), &sin, &cos);  // that of 2πv needs local memory, for angles beyond a circle
       i64 i = block * 4 + k;
-      if (i < n) store(y + i, multiply_add((acc_t)mean, (acc_t)std, (acc_t)(r * cosf(angle))));
-      if (i + 1 < n) store(y + i + 1, multiply_add((acc_t)mean, (acc_t)std, (acc_t)(r * sinf(angle))));
+      if (i < n) store(y + i, multiply_add((acc_t)mean, (acc_t)std, (acc_t)(r * cos)));
+      if (i + 1 < n) store(y + i + 1, multiply_add((acc_t)mean, (acc_t)std, (acc_t)(r * sin)));
     }
   }
 }

@@ -1,7 +1,7 @@
 // The gradient of filters from the parts of it that conv2d_wgmma.cu and conv3x3_wgmma.cu leave, in order.
 //
 //   dw(o, c, tap) = sum over p of sums(p, o, tap, c)
-// variants: scalar_t=bf16,f16
+// variants: scalar_t=bf16,f16,float
 #include "common.cuh"
 
 // dw (o, channels, taps), sums (parts, o, taps, channels), count of dw.

@@ -12,6 +12,8 @@
 #define TILE 64
 #define DEPTH 16
 #define TILE_THREADS 256
+// Blocks on a multiprocessor, where the compiler's own choice would spill registers to hold three of them.
+#define TILE_RESIDENT 2
 
 // DEPTH steps of TILE rows; padded against bank conflicts, rows still 16-byte aligned for wide loads.
 struct alignas(16) Panel {

@@ -34,6 +34,8 @@ enum {
   PATCH = 1024,    // bytes in which a warp turns sums into rows of memory
 };
 
+__device__ __forceinline__ int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
 // Dynamic shared memory, from a multiple of 1024 bytes on, after which the swizzle repeats: a patch for each warp that multiplies,
 // then the stages.
 __device__ __forceinline__ char* patches() {

@@ -29,7 +29,8 @@ pub enum Precision {
     #[default]
     F32,
     /// Operands are rounded to TF32 (to the nearest of 11 significant bits, f32's range), sums are kept in f32: a relative error of
-    /// about 10⁻³·⁵, several times faster.
+    /// about 10⁻³·⁵, several times faster. Hopper splits some operands into two bf16 instead, whose products are more accurate; an
+    /// infinity may come out as NaN there.
     Tf32,
 }
 

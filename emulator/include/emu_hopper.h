@@ -72,6 +72,8 @@ EMU_IM2COL(5, EMU_LIST(int e_0, int e_1, int e_2, int e_3, int e_4), EMU_LIST(in
 #undef EMU_IM2COL
 #undef EMU_LIST
 
+EMU_IN unsigned f32_to_bf16x2(float e_first, float e_second) { return f32_to_bf16_bits(e_first) | (unsigned)f32_to_bf16_bits(e_second) << 16; }
+
 // ---- wgmma
 
 EMU_IN unsigned long long wgmma_descriptor(const void* e_tile, unsigned e_leading, unsigned e_stride, int e_swizzle) {

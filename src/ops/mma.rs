@@ -164,13 +164,28 @@ impl Force {
 
 /// The fastest plan by the model, if there is any.
 fn choose(chip: Chip, dtype: DType, precision: Precision, work: Work) -> Option<Plan> {
+    fastest(chip, dtype, precision, work).map(|(_, plan)| plan)
+}
+
+/// Clocks that the model expects of the fastest plan, if there is any.
+pub(crate) fn time(y: &Array, work: Work) -> Result<Option<f64>> {
+    Ok(fastest(Chip::of(y)?, y.dtype(), precision::get(), work).map(|(time, _)| time))
+}
+
+/// The same on an H100 for tests, in TF32.
+#[cfg(test)]
+pub(crate) fn time_in_tf32(work: Work) -> Option<f64> {
+    fastest(Chip { capability: 90, multiprocessors: 132 }, DType::F32, Precision::Tf32, work).map(|(time, _)| time)
+}
+
+fn fastest(chip: Chip, dtype: DType, precision: Precision, work: Work) -> Option<(f64, Plan)> {
     let mut best: Option<(f64, Plan)> = None;
     plans(chip, dtype, precision, work, &mut |time, plan| {
         if best.is_none_or(|(least, _)| time < least) {
             best = Some((time, plan));
         }
     });
-    best.map(|(_, plan)| plan)
+    best
 }
 
 /// Gives `f` every plan, with the model's estimate of its time in clocks; none where the general kernel is to be taken.

@@ -120,6 +120,8 @@ pub(crate) struct Work<'a> {
     pub multiplications: usize,
     /// k may be cut into parts.
     pub split: bool,
+    /// Instructions where operands along k take one: see [`products`].
+    pub products: f64,
 }
 
 /// How a product is computed.
@@ -156,6 +158,12 @@ pub(crate) fn steps(dtype: DType, k: usize) -> usize {
     k.div_ceil(ROW / dtype.size())
 }
 
+/// How many instructions take the place of one where operands do not lie along k: f32 is split into bf16 then (`wgmma_split.cuh`),
+/// which takes three products at twice tf32's rate.
+pub(crate) fn products(dtype: DType) -> f64 {
+    if dtype == DType::F32 { 1.5 } else { 1.0 }
+}
+
 /// Whether a device and its setting take `y`'s dtype at all.
 pub(crate) fn takes(y: &Array) -> Result<bool> {
     let hopper = y.cuda("wgmma")?.owner().capability == (9, 0);
@@ -186,7 +194,7 @@ pub(crate) fn plan(y: &Array, tiles: &[Tile], work: &Work) -> Result<Option<Plan
 }
 
 fn choose(multiprocessors: usize, size: usize, tiles: &[Tile], work: &Work) -> Option<Plan> {
-    let Work { m, spans, batch, multiplications, split } = *work;
+    let Work { m, spans, batch, multiplications, split, products } = *work;
     if multiplications < SMALL || spans.iter().any(|s| s.n >= LIMIT || s.steps >= LIMIT) || m >= LIMIT {
         return None;
     }
@@ -211,15 +219,15 @@ fn choose(multiprocessors: usize, size: usize, tiles: &[Tile], work: &Work) -> O
                 (all.saturating_mul(plan.parts) as f64 / multiprocessors as f64).ceil().clamp(1.0, plan.resident as f64);
             // A warpgroup alone does not keep the tensor cores busy.
             let alone = if together * (tile.down * tile.across) as f64 > 1.0 { 1.0 } else { 1.3 };
-            let step = (alone * tile.multiply()).max(tile.stage() as f64 / BANDWIDTH) * together;
+            let step = (alone * products * tile.multiply()).max(tile.stage() as f64 / BANDWIDTH) * together;
             let time_of = |steps: usize| steps as f64 * step + tile.finish();
-            let products = match spans {
+            let tiles = match spans {
                 [one] => (count(one) as f64 * plan.parts as f64 / slots).ceil() * time_of(plan.chunk),
                 _ => spans.iter().map(|s| count(s) as f64 * time_of(s.steps)).sum::<f64>() / slots + time_of(longest) / 2.0,
             };
             // The sums are written and read once more, by another kernel.
             let sums = m as f64 * spans[0].n as f64 * batch as f64 * (plan.parts as f64 * 8.0 + 4.0);
-            plan.time = products + if plan.parts > 1 { sums / (multiprocessors as f64 * 12.0) + 4000.0 } else { 0.0 };
+            plan.time = tiles + if plan.parts > 1 { sums / (multiprocessors as f64 * 12.0) + 4000.0 } else { 0.0 };
             if best.is_none_or(|b| plan.time < b.time) {
                 best = Some(plan);
             }
@@ -291,7 +299,7 @@ mod tests {
 
     fn choice(tiles: &[Tile], m: usize, n: usize, k: usize, split: bool) -> Option<Plan> {
         let spans = [Span { n, steps: steps(DType::BF16, k) }];
-        choose(132, 2, tiles, &Work { m, spans: &spans, batch: 1, multiplications: m * n * k, split })
+        choose(132, 2, tiles, &Work { m, spans: &spans, batch: 1, multiplications: m * n * k, split, products: 1.0 })
     }
 
     #[test]

@@ -13,7 +13,7 @@
 //! did not run; with `HADAL_REQUIRE_NVRTC=1` that is a failure.
 //!
 //! What each kernel takes (registers, shared memory, spills) is read from the cubins on the way and compared with
-//! `docs/kernels.tsv`, see [`report`]. Figures of programs that have not changed are kept in `target/tmp`.
+//! `docs/kernels.tsv`, see [`report`]; no kernel may take local memory. Figures of programs that have not changed are kept in `target/tmp`.
 
 mod cubin;
 mod report;
@@ -283,6 +283,8 @@ fn compare(compiler: &Compiler, now: &Report) {
     if compiler.version != report::VERSION {
         return println!("{} kernels; figures are kept of NVRTC {:?} and not compared", now.kernels(), report::VERSION);
     }
+    let spilled = now.spills();
+    assert!(spilled.is_empty(), "{} kernels take local memory:\n{}", spilled.len(), spilled.join("\n"));
     if env::var(report::SETTING).is_ok_and(|v| v == "write") {
         return now.write(&archs);
     }

@@ -4,7 +4,7 @@
 use super::wgmma::filters;
 use crate::{
     Array, DType, Layout, Result,
-    cuda::{Launch, TensorMap},
+    cuda::{Launch, Swizzle, TensorMap},
     ops::wgmma::{self, BANDWIDTH, SHARED, Tile},
 };
 
@@ -127,7 +127,7 @@ impl Halo {
         let define = self.tile.defines(dtype, self.stages, 1, &[("PASS", pass)]);
         Launch::new(to, "conv3x3_wgmma.cu", "conv3x3_wgmma", &define)?
             .tensor(w, &filters(w, pass, self.tile.rows()))
-            .tensor(images, &boxes(images, self.count, self.height + 2))
+            .tensor(images, &wgmma::swizzled(boxes(images, self.count, self.height + 2), dtype))
             .array(to)
             .optional(bias)
             .value(sizes)
@@ -169,12 +169,13 @@ pub(super) struct HaloWeight {
     pixels: usize,
     halo_bytes: usize,
     pixel_bytes: usize,
+    /// Copies that bring 64 channels: two of f32, which is split in shared memory then.
+    copies: usize,
     pub time: f64,
 }
 
 impl HaloWeight {
     const TILE: Tile = Tile { down: 1, across: 3, cols: 192 };
-    const STAGES: usize = 3;
     /// Pixels that are multiplied at once.
     const AT_ONCE: usize = 32;
 
@@ -182,8 +183,7 @@ impl HaloWeight {
     pub(super) fn new(dy: &Array, channels: usize) -> Result<Option<Self>> {
         let shape @ [n, filters, h, w] = [0, 1, 2, 3].map(|i| dy.shape()[i]);
         let multiprocessors = dy.cuda("conv2d")?.owner().multiprocessors as usize;
-        let best = (1..=h.min(254)).filter_map(|height| Self::of(height, shape, channels, multiprocessors));
-        let best = best.min_by(|a, b| a.time.total_cmp(&b.time));
+        let best = Self::best(shape, channels, dy.dtype(), multiprocessors);
         #[cfg(test)]
         if let Some(force) = wgmma::forced() {
             // Parts of few tiles too.
@@ -203,17 +203,32 @@ impl HaloWeight {
         Ok(best.filter(worth))
     }
 
-    /// With tiles of `height` rows.
-    fn of(height: usize, [n, filters, h, w]: [usize; 4], channels: usize, multiprocessors: usize) -> Option<Self> {
-        // Several images where they are small.
-        let most = (192 / (h * (w + 1))).clamp(1, n.min(256));
-        let count = if height == h { n.div_ceil(n.div_ceil(most)) } else { 1 };
+    /// The fastest tiles: some rows of an image, or several images where they are small.
+    fn best(shape @ [n, _, h, w]: [usize; 4], channels: usize, dtype: DType, multiprocessors: usize) -> Option<Self> {
+        let rows = (1..h.min(255)).map(|height| (height, 1));
+        let images = [64, 96, 128, 160, 192].map(|pixels| (h, (pixels / (h * (w + 1))).clamp(1, n.min(256))));
+        let all = rows.chain(images.into_iter().filter(|_| h < 255));
+        all.filter_map(|(height, most)| Self::of(height, most, shape, channels, dtype, multiprocessors))
+            .min_by(|a, b| a.time.total_cmp(&b.time))
+    }
+
+    /// With tiles of `height` rows, of `most` images.
+    fn of(
+        height: usize,
+        most: usize,
+        [n, filters, h, w]: [usize; 4],
+        channels: usize,
+        dtype: DType,
+        multiprocessors: usize,
+    ) -> Option<Self> {
+        let copies = dtype.size() / 2;
+        let count = n.div_ceil(n.div_ceil(most));
         let row = count * (w + 1);
         let pixels = height * row;
         let whole = pixels.next_multiple_of(Self::AT_ONCE);
         let halo = ((height + 2) * row + 1).max(2 * row + 2 + whole).next_multiple_of(8);
         let (halo_bytes, pixel_bytes) = (halo * 128, whole * 128);
-        if w > 255 || Self::shared(halo_bytes + pixel_bytes) > SHARED {
+        if w > 255 || Self::shared(copies, halo_bytes + pixel_bytes) > SHARED {
             return None;
         }
         let (tiles, blocks) = ([h.div_ceil(height), n.div_ceil(count)], [filters.div_ceil(64), channels.div_ceil(64)]);
@@ -221,16 +236,20 @@ impl HaloWeight {
         let chunk = all.div_ceil((multiprocessors / side).clamp(1, all));
         let parts = all.div_ceil(chunk);
         // Three warpgroups of 64 by 192; what is loaded; the sums, written and read.
-        let multiply = (whole * 64 * 576) as f64 / 2048.0;
-        let loads = (((height + 2) * row + pixels) * 128) as f64 / BANDWIDTH;
+        let multiply = (2 * copies - 1) as f64 * (whole * 64 * 576) as f64 / 2048.0;
+        let loads = (((height + 2) * row + pixels) * copies * 128) as f64 / BANDWIDTH;
         let waves = (side * parts).div_ceil(multiprocessors) as f64;
         let sums = (filters * channels * 9 * (parts * 8 + 4)) as f64 / (multiprocessors as f64 * 12.0) + 4000.0;
         let time = waves * (chunk as f64 * multiply.max(loads) + 4000.0) + sums;
-        Some(HaloWeight { height, count, tiles, blocks, chunk, parts, pixels, halo_bytes, pixel_bytes, time })
+        Some(HaloWeight { height, count, tiles, blocks, chunk, parts, pixels, halo_bytes, pixel_bytes, copies, time })
     }
 
-    fn shared(stage: usize) -> usize {
-        Self::TILE.shared(Self::STAGES * stage)
+    fn stages(copies: usize) -> usize {
+        if copies == 2 { 2 } else { 3 }
+    }
+
+    fn shared(copies: usize, stage: usize) -> usize {
+        Self::TILE.shared(Self::stages(copies) * copies * stage)
     }
 
     /// The parts of the gradient, (part, filters, taps, channels), from channels-last dy and x; how many there are.
@@ -255,7 +274,7 @@ impl HaloWeight {
             pixels: int(self.pixels),
             pixel_bytes: int(self.pixel_bytes),
         };
-        let define = Self::TILE.defines(dtype, Self::STAGES, 1, &[("PASS", 2)]);
+        let define = Self::TILE.defines(dtype, Self::stages(self.copies), 1, &[("PASS", 2)]);
         Launch::new(dy, "conv3x3_wgmma.cu", "conv3x3_wgmma", &define)?
             .tensor(dy, &boxes(dy, self.count, self.height))
             .tensor(x, &boxes(x, self.count, self.height + 2))
@@ -264,7 +283,7 @@ impl HaloWeight {
             .run(
                 [int(self.parts * self.blocks[0] * self.blocks[1]) as u32, 1, 1],
                 Self::TILE.threads(),
-                Self::shared(self.halo_bytes + self.pixel_bytes) as u32,
+                Self::shared(self.copies, self.halo_bytes + self.pixel_bytes) as u32,
             )?;
         Ok((sums, self.parts))
     }
@@ -274,8 +293,7 @@ impl HaloWeight {
 /// (rows, images, pixels, channels).
 fn boxes(images: &Array, count: usize, height: usize) -> TensorMap {
     let ([n, c, h, w], dtype) = ([0, 1, 2, 3].map(|i| images.shape()[i]), images.dtype());
-    let map = TensorMap::tiled(&[c, w, n, h], &[c, h * w * c, w * c], &[128 / dtype.size(), w + 1, count, height]);
-    wgmma::swizzled(map, dtype)
+    TensorMap::tiled(&[c, w, n, h], &[c, h * w * c, w * c], &[128 / dtype.size(), w + 1, count, height]).swizzle(Swizzle::Span128)
 }
 
 #[cfg(test)]
@@ -299,7 +317,10 @@ mod tests {
             assert!(columns as f64 * 0.7 < (n * h * w) as f64 && c.is_multiple_of(halo.tile.rows()), "{shape:?}: {halo:?}");
         }
         let source = include_str!("../../../kernels/conv3x3_wgmma.cu");
-        assert!(source.contains("PASS=2; DOWN=1; ACROSS=3; COLS=192; STAGES=3; RESIDENT=1;"));
+        for copies in [1, 2] {
+            let stages = HaloWeight::stages(copies);
+            assert!(source.contains(&format!("PASS=2; DOWN=1; ACROSS=3; COLS=192; STAGES={stages}; RESIDENT=1;")));
+        }
         for tile in Tile::HALO {
             let stages = if tile.down == 1 { 6 } else { 4 };
             let named = |line: &str| {
@@ -314,13 +335,25 @@ mod tests {
         }
     }
 
+    /// Three products of bf16 take less than one of TF32 by mma.sync, for the same layers.
+    #[test]
+    fn splitting_is_worth_it() {
+        for [c, side] in [[64, 24], [128, 12], [256, 6], [512, 3]] {
+            let of = |dtype| HaloWeight::best([256, c, side, side], c, dtype, 132).unwrap().time;
+            let work = crate::ops::mma::Work { m: c, n: c * 9, k: 256 * side * side, batch: 1, width: 16 };
+            let other = crate::ops::mma::time_in_tf32(work).unwrap();
+            println!("{c} channels: {:.0} clocks split, {:.0} in bf16, {other:.0} by mma.sync", of(DType::F32), of(DType::BF16));
+            assert!(of(DType::BF16) < of(DType::F32) && of(DType::F32) < other, "{c} channels");
+        }
+    }
+
     #[test]
     fn what_does_not_fit_is_refused() {
         let of = |shape| Tile::HALO.iter().filter_map(|&t| Halo::of(t, shape, 64, DType::BF16, 132)).count();
         assert_eq!(of([1, 64, 8, 256]), 0);
         // Three such rows take too much shared memory.
         assert_eq!(of([1, 64, 300, 200]), 0);
-        let weight = |shape, height| HaloWeight::of(height, shape, 64, 132);
+        let weight = |shape, height| HaloWeight::of(height, 1, shape, 64, DType::BF16, 132);
         assert!(
             weight([1, 64, 8, 256], 1).is_none() && weight([1, 64, 8, 255], 8).is_none() && weight([9, 64, 1, 1], 1).is_some()
         );

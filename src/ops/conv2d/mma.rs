@@ -52,6 +52,12 @@ fn taps_met(kernel: usize, stride: usize, dilation: usize) -> usize {
 impl<'a> Job<'a> {
     /// `None` when this pass is not one for tensor cores; `to` is the result.
     fn new(s: &'a ConvShape, pass: Pass, to: &Array) -> Result<Option<Self>> {
+        let Some(work) = Self::work(s, pass, to) else { return Ok(None) };
+        Ok(mma::plan(to, work)?.map(|plan| Job { s, pass, work, plan }))
+    }
+
+    /// What is to be multiplied, where 32 bits count it; `to` is of the result's dtype, and empty where that is.
+    fn work(s: &ConvShape, pass: Pass, to: &Array) -> Option<Work> {
         let [n, o, oh, ow] = output(s);
         let ([kh, kw], groups) = (s.kernel, s.groups);
         let product = |v: &[usize]| v.iter().fold(1usize, |p, &v| p.saturating_mul(v));
@@ -61,10 +67,10 @@ impl<'a> Job<'a> {
         let width = s.w.max(ow).saturating_add(s.padding[1]).saturating_add(span(1));
         let fits = product(&[height, width, s.c.max(o)]) < LIMIT && product(&[s.c.max(o), kh, kw]) < LIMIT && s.w_len() < LIMIT;
         if !fits || height.max(width) >= LIMIT / 4 || groups > 65535 || to.is_empty() {
-            return Ok(None);
+            return None;
         }
         let (cg, og, size) = (s.c / groups, o / groups, to.dtype().size());
-        let work = match pass {
+        Some(match pass {
             Pass::Forward => Work { m: n * oh * ow, n: og, k: cg * kh * kw, batch: groups, width: mma::width(size, [s.c, cg]) },
             Pass::Data => {
                 let met = |axis: usize| taps_met(s.kernel[axis], s.stride[axis], s.dilation[axis]);
@@ -75,8 +81,7 @@ impl<'a> Job<'a> {
             Pass::Weight => {
                 Work { m: og, n: cg * kh * kw, k: n * oh * ow, batch: groups, width: mma::width(size, [o, og, s.c, cg]) }
             }
-        };
-        Ok(mma::plan(to, work)?.map(|plan| Job { s, pass, work, plan }))
+        })
     }
 
     fn sizes(&self, to: Layout, plan: &Plan) -> Sizes {
@@ -170,4 +175,9 @@ pub(super) fn backward_weight(dy: &Array, x: &Array, s: &ConvShape) -> Result<Op
     let dw = Array::uninit(&shape, dy.dtype(), Layout::RowMajor, &dy.context())?;
     let Some(job) = Job::new(s, Pass::Weight, &dw)? else { return Ok(None) };
     job.run(dw, &last(dy)?, &last(x)?, None).map(Some)
+}
+
+/// Clocks that the model expects of [`backward_weight`], if it takes it.
+pub(super) fn weight_time(dy: &Array, s: &ConvShape) -> Result<Option<f64>> {
+    Job::work(s, Pass::Weight, dy).map_or(Ok(None), |work| mma::time(dy, work))
 }

@@ -4,6 +4,7 @@ mod device;
 mod halo;
 mod host;
 mod mma;
+mod tf32;
 mod wgmma;
 
 use super::{
