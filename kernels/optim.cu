@@ -17,6 +17,15 @@ __device__ __forceinline__ acc_t prepared(acc_t grad, acc_t w, const Step& s) {
   return g + (acc_t)s.wd * w;
 }
 
+// What is updated: the master copy, unless somebody has set the parameter to something else than its rounding.
+__device__ __forceinline__ acc_t current(acc_t master, acc_t own) {
+  scalar_t rounded;
+  store(&rounded, master);
+  return load(&rounded) == own ? master : own;
+}
+
+__device__ __forceinline__ acc_t get(const acc_t* w, const scalar_t* low, i64 i) { return low ? current(w[i], load(low + i)) : w[i]; }
+
 __device__ __forceinline__ void put(acc_t* w, scalar_t* low, i64 i, acc_t v) {
   w[i] = v;
   if (low) store(low + i, v);
@@ -51,26 +60,26 @@ __device__ __forceinline__ acc_t adam_rule(acc_t w, acc_t grad, acc_t& m, acc_t&
 }
 
 extern "C" __global__ void sgd(acc_t* w, scalar_t* low, const scalar_t* __restrict__ grad, Step s, double lr, i64 n) {
-  GRID_STRIDE(i, n) put(w, low, i, sgd_rule(w[i], load(grad + i), s, (acc_t)lr));
+  GRID_STRIDE(i, n) put(w, low, i, sgd_rule(get(w, low, i), load(grad + i), s, (acc_t)lr));
 }
 
 extern "C" __global__ void sgd_momentum(acc_t* w, scalar_t* low, const scalar_t* __restrict__ grad, acc_t* __restrict__ mom, Step s,
                                         double lr, double momentum, int lr_inside, int nesterov, i64 n) {
   GRID_STRIDE(i, n) {
-    put(w, low, i, momentum_rule(w[i], load(grad + i), mom[i], s, (acc_t)lr, (acc_t)momentum, lr_inside, nesterov));
+    put(w, low, i, momentum_rule(get(w, low, i), load(grad + i), mom[i], s, (acc_t)lr, (acc_t)momentum, lr_inside, nesterov));
   }
 }
 
 extern "C" __global__ void adam(acc_t* w, scalar_t* low, const scalar_t* __restrict__ grad, acc_t* __restrict__ m,
                                 acc_t* __restrict__ v, Step s, Betas b, double rate, double v_scale, double decay, i64 n) {
   GRID_STRIDE(i, n) {
-    put(w, low, i, adam_rule(w[i], load(grad + i), m[i], v[i], s, b, (acc_t)rate, (acc_t)v_scale, (acc_t)decay));
+    put(w, low, i, adam_rule(get(w, low, i), load(grad + i), m[i], v[i], s, b, (acc_t)rate, (acc_t)v_scale, (acc_t)decay));
   }
 }
 
 // All parameters of one dtype in one launch. Each is cut into chunks, which are counted over all of them; blocks take the chunks
 // in turn. What changes from step to step (learning rate, Adam's factors) is read from `rates`, three numbers for each parameter,
-// so that a captured graph follows it.
+// so that a captured graph follows it. `unscale`, where it is given, is a factor on all gradients; 0 leaves everything as it is.
 #define CHUNK 4096
 
 struct Parameter {
@@ -112,6 +121,12 @@ template <int STATES, class F> __device__ __forceinline__ void over_chunk(const 
   for (i64 i = c.begin + threadIdx.x * PACK; i < whole; i += blockDim.x * PACK) {
     acc_t w[PACK], grad[PACK], a[PACK] = {}, b[PACK] = {};
     load_pack(w, p.w + i);
+    if (p.low) {
+      acc_t own[PACK];
+      load_pack(own, p.low + i);
+#pragma unroll
+      for (int k = 0; k < PACK; ++k) w[k] = current(w[k], own[k]);
+    }
     load_pack(grad, p.grad + i);
     if (STATES > 0) load_pack(a, p.state[0] + i);
     if (STATES > 1) load_pack(b, p.state[1] + i);
@@ -125,25 +140,29 @@ template <int STATES, class F> __device__ __forceinline__ void over_chunk(const 
   i64 i = whole + threadIdx.x;
   if (i < c.end) {
     acc_t none[2] = {};
-    put(p.w, p.low, i, rule(p.w[i], load(p.grad + i), STATES > 0 ? p.state[0][i] : none[0], STATES > 1 ? p.state[1][i] : none[1]));
+    put(p.w, p.low, i, rule(get(p.w, p.low, i), load(p.grad + i), STATES > 0 ? p.state[0][i] : none[0], STATES > 1 ? p.state[1][i] : none[1]));
   }
 }
 
 extern "C" __global__ void sgd_all(const Parameter* __restrict__ table, const double* __restrict__ rates, int parameters, i64 chunks,
-                                   double clip) {
+                                   const double* __restrict__ unscale, double clip) {
+  double factor = unscale ? *unscale : 1;
+  if (factor == 0) return;
   for (i64 i = blockIdx.x; i < chunks; i += gridDim.x) {
     Chunk c = chunk_of(table, rates, parameters, i);
-    Step s = {c.p.rescale, clip, c.p.wd};
+    Step s = {c.p.rescale * factor, clip, c.p.wd};
     acc_t lr = (acc_t)c.rates[0];
     over_chunk<0>(c, [&](acc_t w, acc_t grad, acc_t&, acc_t&) { return sgd_rule(w, grad, s, lr); });
   }
 }
 
 extern "C" __global__ void sgd_momentum_all(const Parameter* __restrict__ table, const double* __restrict__ rates, int parameters,
-                                            i64 chunks, double clip, double momentum, int lr_inside, int nesterov) {
+                                            i64 chunks, const double* __restrict__ unscale, double clip, double momentum, int lr_inside, int nesterov) {
+  double factor = unscale ? *unscale : 1;
+  if (factor == 0) return;
   for (i64 i = blockIdx.x; i < chunks; i += gridDim.x) {
     Chunk c = chunk_of(table, rates, parameters, i);
-    Step s = {c.p.rescale, clip, c.p.wd};
+    Step s = {c.p.rescale * factor, clip, c.p.wd};
     acc_t lr = (acc_t)c.rates[0], mu = (acc_t)momentum;
     over_chunk<1>(c, [&](acc_t w, acc_t grad, acc_t& m, acc_t&) {
       return momentum_rule(w, grad, m, s, lr, mu, lr_inside, nesterov);
@@ -152,10 +171,12 @@ extern "C" __global__ void sgd_momentum_all(const Parameter* __restrict__ table,
 }
 
 extern "C" __global__ void adam_all(const Parameter* __restrict__ table, const double* __restrict__ rates, int parameters, i64 chunks,
-                                    double clip, Betas betas) {
+                                    const double* __restrict__ unscale, double clip, Betas betas) {
+  double factor = unscale ? *unscale : 1;
+  if (factor == 0) return;
   for (i64 i = blockIdx.x; i < chunks; i += gridDim.x) {
     Chunk c = chunk_of(table, rates, parameters, i);
-    Step s = {c.p.rescale, clip, c.p.wd};
+    Step s = {c.p.rescale * factor, clip, c.p.wd};
     acc_t rate = (acc_t)c.rates[0], v_scale = (acc_t)c.rates[1], decay = (acc_t)c.rates[2];
     over_chunk<2>(c, [&](acc_t w, acc_t grad, acc_t& m, acc_t& v) { return adam_rule(w, grad, m, v, s, betas, rate, v_scale, decay); });
   }
@@ -217,9 +238,9 @@ extern "C" __global__ void lars(acc_t* w, scalar_t* low, const scalar_t* __restr
                                 double momentum, i64 n) {
   acc_t mu = (acc_t)momentum, step = (acc_t)(rate ? *rate : live ? *live : lr);
   GRID_STRIDE(i, n) {
-    acc_t m = mu * mom[i] + step * prepared(load(grad + i), w[i], s);
+    acc_t own = get(w, low, i), m = mu * mom[i] + step * prepared(load(grad + i), own, s);
     mom[i] = m;
-    put(w, low, i, w[i] - m);
+    put(w, low, i, own - m);
   }
 }
 
@@ -228,4 +249,71 @@ extern "C" __global__ void clip_by_norm(scalar_t* __restrict__ x, const norm_t* 
   double scale = max_norm / ((double)*norm + eps);
   if (scale >= 1) return;
   GRID_STRIDE(i, n) store(x + i, (acc_t)(load(x + i) * (acc_t)scale));
+}
+
+// Loss scaling (Micikevicius et al. 2018): a scale of 0 would have no inverse.
+#define SMALLEST_SCALE (1.0 / 16777216)
+
+// Some gradients, by value, with the chunks of all before each.
+struct Gradients {
+  struct {
+    const scalar_t* x;
+    i64 n, first;
+  } of[160];
+};
+
+// found[at + chunk] = 1 where an element is not finite, else 0
+extern "C" __global__ void find_infinite(u8* __restrict__ found, const Gradients gradients, int count, i64 at, i64 chunks) {
+  __shared__ int scratch[32];
+  for (i64 chunk = blockIdx.x; chunk < chunks; chunk += gridDim.x) {
+    int low = 0, high = count;
+    while (high - low > 1) {
+      int middle = (low + high) / 2;
+      if (gradients.of[middle].first <= chunk) low = middle;
+      else high = middle;
+    }
+    const scalar_t* x = gradients.of[low].x;
+    i64 n = gradients.of[low].n, begin = (chunk - gradients.of[low].first) * CHUNK;
+    i64 end = begin + CHUNK < n ? begin + CHUNK : n, whole = begin + (end - begin) / PACK * PACK;
+    int wrong = 0;
+    for (i64 i = begin + threadIdx.x * PACK; i < whole; i += blockDim.x * PACK) {
+      acc_t v[PACK];
+      load_pack(v, x + i);
+#pragma unroll
+      for (int k = 0; k < PACK; ++k) wrong |= v[k] - v[k] != 0;
+    }
+    if (whole + threadIdx.x < end) {
+      acc_t v = load(x + whole + threadIdx.x);
+      wrong |= v - v != 0;
+    }
+    wrong = block_sum(wrong, scratch);
+    if (threadIdx.x == 0) found[at + chunk] = wrong != 0;
+  }
+}
+
+// After a backward pass. state: the scale, and the finite steps since it last changed. unscale: for this step's gradients the factor
+// that undoes the scale, 0 where one of them is not finite. One block.
+extern "C" __global__ void next_scale(double* __restrict__ state, double* __restrict__ unscale, const u8* __restrict__ found, i64 n,
+                                      double growth, double backoff, double interval) {
+  __shared__ int scratch[32];
+  int wrong = 0;
+  for (i64 i = threadIdx.x; i < n; i += blockDim.x) wrong |= found[i];
+  wrong = block_sum(wrong, scratch);
+  if (threadIdx.x) return;
+  double scale = state[0], steps = wrong ? 0 : state[1] + 1;
+  *unscale = wrong ? 0 : 1 / scale;
+  if (wrong) {
+    scale *= backoff;
+    if (scale < SMALLEST_SCALE) scale = SMALLEST_SCALE;
+  } else if (steps >= interval) {
+    scale *= growth;
+    steps = 0;
+  }
+  state[0] = scale;
+  state[1] = steps;
+}
+
+// y = the scale: what a backward pass begins with
+extern "C" __global__ void fill_scale(scalar_t* __restrict__ y, const double* __restrict__ state, i64 n) {
+  GRID_STRIDE(i, n) store(y + i, (acc_t)state[0]);
 }

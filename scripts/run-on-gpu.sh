@@ -56,10 +56,17 @@ if [ -n "$benches" ] && [ ${#only[@]} -eq 0 ]; then
     run "example mlp" "$here/bin/mlp"
     run "example resnet18" "$here/bin/resnet18_fashion_mnist" --context gpu --epochs 1 --limit 2000
     run "bench ops" "$here/benches/ops" --bench gpu
-    run "bench training" "$here/bin/hadal" bench step --context gpu
-    run "bench kernels" "$here/bin/hadal" bench ops --context gpu --dtypes f32,bf16,f16 --channels-last
+    run "bench training" "$here/bin/hadal" bench step --context gpu --dtypes f32,tf32,bf16,f16 --channels-last --graph
+    run "bench first steps" "$here/bin/hadal" bench first --context gpu --dtypes f32,bf16 --channels-last
+    run "bench kernels" "$here/bin/hadal" bench ops --context gpu --dtypes f32,tf32,bf16,f16 --channels-last
+    # Beside PyTorch, where that is installed.
+    if python3 -c 'import torch' 2>/dev/null; then
+        run "beside PyTorch" "$here/peers/compare" step --hadal "$here/bin/hadal" --context gpu --dtypes f32,tf32,bf16,f16 \
+            --channels-last --graph --log "$out/steps.jsonl"
+        cat "$out/logs/beside-PyTorch.log"
+    fi
     grep -h -A 1 'time:' "$out/logs/bench-ops.log"
-    cat "$out/logs/bench-training.log" "$out/logs/bench-kernels.log"
+    cat "$out/logs/bench-training.log" "$out/logs/bench-first-steps.log" "$out/logs/bench-kernels.log"
 fi
 echo
 "$here/gpu_checks" "$HADAL_GPU_COUNT" || failed=$((failed + 1))

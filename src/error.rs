@@ -42,6 +42,17 @@ pub enum Error {
         hint: &'static str,
     },
 
+    /// Operands of different dtypes where one is needed.
+    #[error("{op}: operands are {left} and {right}, the same float type is needed; convert one with `cast`")]
+    DTypes {
+        /// The operation.
+        op: &'static str,
+        /// The dtype of the first operand.
+        left: DType,
+        /// The dtype of the other one.
+        right: DType,
+    },
+
     /// Operands that live on different devices.
     #[error("{op}: operands are on {left} and {right}; move one with `to_context`")]
     Context {

@@ -115,8 +115,8 @@ pub struct Run {
 
 /// The book's training loop for convolutional nets: softmax cross-entropy, one line an epoch.
 ///
-/// Each step differentiates the batch's summed loss and divides by the nominal batch size, also for a smaller last
-/// batch. Prints `training on gpu(0)` first. On a terminal a bar shows images/s and the time left.
+/// Each step differentiates the batch's summed loss (times the trainer's loss scale, if it has one) and divides by the nominal
+/// batch size, also for a smaller last batch. Prints `training on gpu(0)` first. On a terminal a bar shows images/s and the time left.
 ///
 /// # Errors
 /// Those of the layers, with the layer's path.
@@ -148,7 +148,15 @@ pub fn train_run(
     let criterion = |p: &Tensor, y: &Tensor| loss.forward(p, y);
     let mut run = Run { epochs: Vec::new(), end: options.start };
     while run.end.epoch < epochs as u64 {
-        match run_epoch(&forward, &criterion, train, test, &mut |n| trainer.step(n), run.end, &options)? {
+        match run_epoch(
+            &forward,
+            &criterion,
+            train,
+            test,
+            &mut |l, n| trainer.backward(l).and_then(|()| trainer.step(n)),
+            run.end,
+            &options,
+        )? {
             Ended::Epoch(report) => {
                 if !options.quiet {
                     println!("{report}");
@@ -192,9 +200,9 @@ pub fn train_ch3(
 ) -> Result<Vec<EpochReport>> {
     let mut reports = Vec::new();
     for epoch in 0..epochs {
-        let mut update = |n: usize| match updater {
-            Updater::Trainer(t) => t.step(n),
-            Updater::Sgd { params, lr } => sgd(params, *lr, n),
+        let mut update = |l: &Tensor, n: usize| match updater {
+            Updater::Trainer(t) => t.backward(l).and_then(|()| t.step(n)),
+            Updater::Sgd { params, lr } => l.backward().and_then(|()| sgd(params, *lr, n)),
         };
         let at = Position { epoch: epoch as u64, batch: 0 };
         let Ended::Epoch(r) = run_epoch(&net, &loss, train, test, &mut update, at, &RunOptions::default())? else { break };
@@ -226,7 +234,8 @@ fn run_epoch(
     loss: &dyn Fn(&Tensor, &Tensor) -> Result<Tensor>,
     train: &DataLoader,
     test: &DataLoader,
-    step: &mut dyn FnMut(usize) -> Result<()>,
+    // The backward pass of a loss, and the update for a batch of that size.
+    step: &mut dyn FnMut(&Tensor, usize) -> Result<()>,
     at: Position,
     options: &RunOptions<'_>,
 ) -> Result<Ended> {
@@ -243,8 +252,7 @@ fn run_epoch(
             let l = loss(&logits, &y)?;
             Ok((logits, l))
         })?;
-        l.backward()?;
-        step(train.batch_size())?;
+        step(&l, train.batch_size())?;
         loss_sum.add(&l)?;
         right.add(&correct(&logits, &y)?)?;
         samples += x.len();

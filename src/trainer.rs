@@ -1,12 +1,18 @@
 //! [`Trainer`]: an optimizer applied to a net's parameters.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use crate::{
     Array, Error, Result, Tensor,
-    nn::Parameter,
-    optim::{Optimizer, Step, Update},
+    nn::{self, Parameter},
+    optim::{LossScale, Optimizer, Scaler, Step, Update},
 };
+
+/// The name of the loss scale in a file of states; those of the optimizer begin with a number.
+const SCALE: &str = "loss_scale";
 
 /// Updates parameters from their gradients, as Gluon's `Trainer` does.
 ///
@@ -25,18 +31,57 @@ use crate::{
 pub struct Trainer {
     parameters: Vec<Parameter>,
     optimizer: Box<dyn Optimizer>,
+    scaler: Option<Scaler>,
 }
 
 impl Trainer {
     /// For these parameters; their values may come later, with the first forward pass.
     pub fn new(parameters: Vec<Parameter>, optimizer: impl Optimizer + 'static) -> Self {
-        Trainer { parameters, optimizer: Box::new(optimizer) }
+        Trainer { parameters, optimizer: Box::new(optimizer), scaler: None }
     }
 
-    /// One update with the gradients divided by `batch_size`, the nominal one also for a smaller last batch.
+    /// Scales losses, for nets in f16; backward passes then begin with [`Trainer::backward`]. See [`LossScale`].
+    ///
+    /// ```
+    /// use hadal::{DType, Tensor, Trainer, autograd, cpu, init, loss::L2, nn::{Block, Dense, Forward}, optim::{LossScale, Sgd}};
+    /// let net = Dense::new(1);
+    /// net.initialize(init::Constant(0.5), &cpu())?;
+    /// net.cast(DType::F16)?;
+    /// let (x, y) = (Tensor::full(&[2, 1], 1e-4, &cpu())?.cast(DType::F16)?, Tensor::zeros(&[2, 1], &cpu())?.cast(DType::F16)?);
+    /// let mut trainer = Trainer::new(net.parameters(), Sgd::new(1e6)).loss_scale(LossScale::fixed(1024.0));
+    /// let l = autograd::record(|| L2::new().forward(&net.forward(&x)?, &y))?;
+    /// trainer.backward(&l)?; // dL/dw = Σ x²w = 10⁻⁸, which is 0 in f16; 1024 times as much is not
+    /// trainer.step(1)?;
+    /// assert!((net.weight().data()?.item()? - 0.49).abs() < 1e-3);
+    /// # Ok::<(), hadal::Error>(())
+    /// ```
+    pub fn loss_scale(mut self, scale: LossScale) -> Self {
+        self.scaler = Some(Scaler::new(scale));
+        self
+    }
+
+    /// [`Tensor::backward`] of the loss, multiplied by the loss scale where there is one. The gradients are then too large by
+    /// that factor, until [`Trainer::step`] has used them.
     ///
     /// # Errors
-    /// [`Error::Parameter`] names a parameter without values, or whose gradient no backward pass has brought since the
+    /// As for [`Tensor::backward`]; [`Error::Invalid`] for a scale that is not positive.
+    pub fn backward(&mut self, loss: &Tensor) -> Result<()> {
+        match &mut self.scaler {
+            Some(scaler) => loss.backward_from(&scaler.head(loss)?, false),
+            None => loss.backward(),
+        }
+    }
+
+    /// The present loss scale, 1 where there is none; waits for the device.
+    pub fn scale(&self) -> Result<f64> {
+        self.scaler.as_ref().map_or(Ok(1.0), Scaler::scale)
+    }
+
+    /// One update with the gradients divided by `batch_size`, the nominal one also for a smaller last batch. Under a
+    /// [`LossScale`] nothing changes where a gradient is not finite.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when losses are to be scaled and this one was not; [`Error::Parameter`] names a parameter without values, or whose gradient no backward pass has brought since the
     /// last step; then nothing has been changed.
     pub fn step(&mut self, batch_size: usize) -> Result<()> {
         if batch_size == 0 {
@@ -54,17 +99,20 @@ impl Trainer {
             let (lr_mult, wd_mult) = p.multipliers();
             updates.push((i, value, grad, Step { rescale: 1.0 / batch_size as f64, lr_mult, wd_mult }));
         }
+        let grads: Vec<&Array> = updates.iter().map(|(_, _, grad, _)| grad).collect();
+        let unscale = self.scaler.as_mut().map(|s| s.unscale(&grads)).transpose()?;
+        drop(grads);
         while !updates.is_empty() {
             // All at once, but a parameter that is listed twice is updated twice.
             let mut seen = BTreeSet::new();
             let (round, later) = updates.into_iter().partition(|(_, value, ..)| seen.insert(value.id()));
-            self.update(round)?;
+            self.update(round, unscale.as_ref())?;
             updates = later;
         }
         Ok(())
     }
 
-    fn update(&mut self, updates: Vec<(usize, Tensor, Array, Step)>) -> Result<()> {
+    fn update(&mut self, updates: Vec<(usize, Tensor, Array, Step)>, unscale: Option<&Array>) -> Result<()> {
         let (values, updates): (Vec<Tensor>, Vec<_>) =
             updates.into_iter().map(|(i, value, grad, step)| (value, (i, grad, step))).unzip();
         let name = |k: usize| format!("parameter {}", self.parameters[updates[k].0].name());
@@ -73,9 +121,35 @@ impl Trainer {
             for ((index, grad, step), w) in updates.iter().zip(arrays) {
                 all.push(Update { index: *index, w, grad, step: *step });
             }
-            self.optimizer.update_all(&mut all)
+            match unscale {
+                Some(unscale) => self.optimizer.update_all_scaled(&mut all, unscale),
+                None => self.optimizer.update_all(&mut all),
+            }
         })?;
         values.iter().try_for_each(Tensor::use_grad)
+    }
+
+    /// Writes the optimizer's state, the f32 copies of 16-bit parameters and the loss scale to a safetensors file. With the net's own
+    /// file, training goes on from there to the same bits.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the file cannot be written.
+    pub fn save_states(&self, path: impl AsRef<Path>) -> Result<()> {
+        let mut arrays: BTreeMap<String, Array> = self.optimizer.state()?.into_iter().collect();
+        arrays.extend(self.scaler.as_ref().and_then(Scaler::state).map(|a| (SCALE.to_owned(), a)));
+        nn::write_arrays(&arrays, &[], path.as_ref())
+    }
+
+    /// Reads what [`Trainer::save_states`] wrote, for the same parameters in the same order and the same kind of optimizer.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Data`] when the file cannot be read or is another optimizer's.
+    pub fn load_states(&mut self, path: impl AsRef<Path>) -> Result<()> {
+        let mut arrays = nn::read_arrays(path.as_ref())?;
+        if let (Some(state), Some(scaler)) = (arrays.remove(SCALE), &mut self.scaler) {
+            scaler.load(&state)?;
+        }
+        self.optimizer.load_state(&arrays.into_iter().collect::<Vec<_>>())
     }
 
     /// The learning rate.

@@ -47,6 +47,36 @@ fn every_op_and_step_has_a_line() {
 }
 
 #[test]
+fn steps_run_in_every_dtype_and_as_graphs() {
+    for ctx in common::contexts() {
+        let args = ["step", "--json", "--quick", "--only", "mlp", "--graph", "--channels-last", "--dtypes", "f32,tf32,bf16,f16"];
+        let (ok, measured, errors) = hadal(&[&args[..], &["--context", &ctx.to_string()]].concat());
+        assert!(ok, "{errors}");
+        let modes = if ctx.is_gpu() { &["eager", "graph"][..] } else { &["eager"] };
+        let found: Vec<(String, String)> = json(&measured)
+            .iter()
+            .inspect(|l| assert!(l["best_ms"].as_f64().is_some_and(|t| t > 0.0) && l["first_step_s"].is_number(), "{l}"))
+            .map(|l| (l["dtype"].as_str().unwrap().to_owned(), l["mode"].as_str().unwrap().to_owned()))
+            .collect();
+        let want = ["f32", "tf32", "bf16", "f16"].iter().flat_map(|d| modes.iter().map(|m| (d.to_string(), m.to_string())));
+        assert_eq!(found, want.collect::<Vec<_>>(), "{ctx}");
+    }
+}
+
+#[test]
+fn first_steps_are_timed_with_an_empty_and_a_filled_cache() {
+    for ctx in common::contexts() {
+        let (ok, measured, errors) = hadal(&["first", "--json", "--quick", "--only", "mlp", "--context", &ctx.to_string()]);
+        assert!(ok, "{errors}");
+        let [line] = &json(&measured)[..] else { panic!("{measured}") };
+        let seconds = |key: &str| line[key].as_f64().unwrap_or_else(|| panic!("{line}"));
+        assert!(seconds("cold_s") > 0.0 && seconds("warm_s") > 0.0, "{line}");
+        // What is compiled the first time is loaded the second time.
+        assert!(!ctx.is_gpu() || seconds("warm_s") < seconds("cold_s"), "{line}");
+    }
+}
+
+#[test]
 fn wrong_words_are_named() {
     for (args, word) in [
         (&["--dtypes", "f31"][..], "f31"),

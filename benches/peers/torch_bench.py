@@ -3,8 +3,9 @@
     hadal bench ops --list --context gpu | python3 torch_bench.py ops --device cuda --precisions f32,tf32,bf16
     python3 torch_bench.py step --device cpu --only lenet
 
-On a GPU each figure is that of a captured CUDA graph's replay, as on hadal's side; `--eager` launches one by one. f32 is
-strict (no TF32) unless tf32 is asked for; bf16 tensors for the ops, autocast for the steps.
+On a GPU each op's figure is that of a captured CUDA graph's replay, as on hadal's side; `--eager` launches one by one. Steps run in
+each of `--modes`: eager; graph, the eager step captured; compile, by torch.compile; compile-graph, that captured. f32 is strict
+(no TF32) unless tf32 is asked for; bf16 and f16 are tensors for the ops, autocast for the steps. `--layouts` tries both orders of memory.
 """
 
 import argparse
@@ -160,49 +161,70 @@ NETS = {"resnet18": (resnet18, 0.05, 96), "lenet_relu": (lambda: lenet(nn.ReLU),
         "lenet_sigmoid": (lambda: lenet(nn.Sigmoid), 0.9, 28), "mlp": (mlp, 0.5, 28)}
 
 
+def captured(one):
+    """A replay of one step."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            one()
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        one()
+    return graph.replay
+
+
+def measure_step(a, name, precision, layout, mode):
+    make, lr, side = NETS[name]
+    set_precision(precision)
+    torch.manual_seed(0)
+    net = make().to(a.device)
+    x = torch.rand(a.batch, 1, side, side, device=a.device)
+    if layout == "nhwc":
+        net, x = net.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
+    y = torch.randint(0, 10, (a.batch,), device=a.device)
+    optimizer = torch.optim.SGD(net.parameters(), lr, fused=True if a.device == "cuda" else None)
+    mixed = precision in ("bf16", "f16")
+    forward = torch.compile(net) if mode.startswith("compile") else net
+
+    def one():
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(a.device, torch.bfloat16 if precision == "bf16" else torch.float16, enabled=mixed):
+            loss = F.cross_entropy(forward(x), y)
+        loss.backward()
+        optimizer.step()
+
+    start = time.perf_counter()
+    one()
+    synchronize(a.device)
+    first = time.perf_counter() - start
+    work = captured(one) if mode.endswith("graph") else one
+    for _ in range(3):
+        work()
+    seconds = best(work, a.device, 0.01 if a.quick else 1.0, 1 if a.quick else 7)
+    print(json.dumps({"engine": "torch", "context": a.device, "model": name, "what": "train", "batch": a.batch, "dtype": precision,
+                      "mode": mode, "channels_last": layout == "nhwc", "first_step_s": round(first, 3),
+                      "best_ms": round(seconds * 1e3, 3), "best_img_s": round(a.batch / seconds, 1)}), flush=True)
+
+
 def step(a):
     torch.backends.cudnn.benchmark = True
-    for name, (make, lr, side) in NETS.items():
+    modes = ["eager"] if a.eager else a.modes.split(",") if a.modes else \
+        ["eager", "graph", "compile", "compile-graph"] if a.device == "cuda" else ["eager"]
+    layouts = a.layouts.split(",") if a.layouts else ["nhwc"] if a.channels_last else ["nchw"]
+    for name in NETS:
         if a.only not in name:
             continue
         for precision in a.precisions.split(","):
-            set_precision(precision)
-            net = make().to(a.device)
-            x = torch.rand(a.batch, 1, side, side, device=a.device)
-            if a.channels_last:
-                net, x = net.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
-            y = torch.randint(0, 10, (a.batch,), device=a.device)
-            optimizer = torch.optim.SGD(net.parameters(), lr)
-            mixed = precision in ("bf16", "f16")
-
-            def one():
-                optimizer.zero_grad(set_to_none=True)
-                with torch.autocast(a.device, torch.bfloat16 if precision == "bf16" else torch.float16, enabled=mixed):
-                    loss = F.cross_entropy(net(x), y)
-                loss.backward()
-                optimizer.step()
-
-            start = time.perf_counter()
-            one()
-            synchronize(a.device)
-            first = time.perf_counter() - start
-            work = one
-            if a.device == "cuda" and not a.eager:
-                side_stream = torch.cuda.Stream()
-                with torch.cuda.stream(side_stream):
-                    for _ in range(3):
-                        one()
-                torch.cuda.synchronize()
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph):
-                    one()
-                work = graph.replay
-            for _ in range(3):
-                work()
-            seconds = best(work, a.device, 1.0)
-            print(json.dumps({"engine": "torch", "context": a.device, "model": name, "what": "train", "batch": a.batch,
-                              "dtype": precision, "first_step_s": round(first, 3), "best_ms": round(seconds * 1e3, 3),
-                              "best_img_s": round(a.batch / seconds, 1)}), flush=True)
+            for layout in layouts if NETS[name][0] is not mlp else layouts[:1]:
+                for mode in modes:
+                    torch.compiler.reset()
+                    try:
+                        measure_step(a, name, precision, layout, mode)
+                    except Exception as e:  # What this PyTorch cannot do is left out, and said so.
+                        print(f"torch: {name} {precision} {layout} {mode}: {e}".splitlines()[0], file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
@@ -214,5 +236,8 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--eager", action="store_true")
+    parser.add_argument("--modes", default="", help="of the steps; default: all four on a GPU, eager on the CPU")
+    parser.add_argument("--layouts", default="", help="of the steps: nchw, nhwc or both; default: as --channels-last says")
+    parser.add_argument("--quick", action="store_true", help="small and rough: does everything work?")
     args = parser.parse_args()
     (ops if args.what == "ops" else step)(args)

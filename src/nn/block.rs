@@ -7,8 +7,8 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
-use super::{Parameter, store};
-use crate::{Context, Error, Result, Tensor, init::Init};
+use super::{Parameter, Role, store};
+use crate::{Context, DType, Error, Result, Tensor, init::Init};
 
 /// The forward pass.
 pub trait Forward {
@@ -100,7 +100,43 @@ pub trait Block: Forward + Structure + Send + Sync {
         initialize(self, Arc::new(init), ctx, true)
     }
 
-    /// Writes all parameters to a safetensors file, beside first, then renamed.
+    /// Computes in another dtype from now on: converts every parameter, with or without values yet, as Gluon's `cast` does.
+    ///
+    /// Batch-norm's parameters and running statistics stay f32 beside bf16 and f16. Inputs are the caller's to cast, and every layer
+    /// passes its input's dtype on; another one is an error that names the layer and both dtypes. First values are drawn in f32 and
+    /// rounded, so that nets of all dtypes start alike. Products and sums accumulate in f32, and optimizers keep a copy of each 16-bit
+    /// parameter in f32, which is what they update (Micikevicius et al. 2018). f16 has a small range:
+    /// [`Trainer::loss_scale`](crate::Trainer::loss_scale) keeps gradients inside of it. A trainer of this net goes on with the new
+    /// parameters.
+    ///
+    /// ```
+    /// use hadal::{DType, Tensor, Trainer, autograd, cpu, init, loss::SoftmaxCrossEntropy, models, nn::Block, optim::Sgd};
+    /// let net = models::lenet_relu(10);
+    /// net.initialize(init::Xavier::new(), &cpu())?;
+    /// net.cast(DType::BF16)?;
+    /// let x = Tensor::uniform(0.0, 1.0, &[4, 1, 28, 28], &cpu())?.cast(DType::BF16)?;
+    /// let y = Tensor::from_vec(vec![0i64, 1, 2, 3], &[4], &cpu())?;
+    /// let mut trainer = Trainer::new(net.parameters(), Sgd::new(0.1));
+    /// let l = autograd::record(|| SoftmaxCrossEntropy::new().forward(&net.forward(&x)?, &y))?;
+    /// l.backward()?;
+    /// trainer.step(4)?;
+    /// assert_eq!(net.dtype(), DType::BF16);
+    /// # Ok::<(), hadal::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::DType`] for integers; then nothing has been changed.
+    fn cast(&self, dtype: DType) -> Result<()> {
+        self.collect().iter().try_for_each(|(_, p)| p.cast(dtype))
+    }
+
+    /// The dtype that the net computes in: that of its weights, f32 where it has none.
+    fn dtype(&self) -> DType {
+        let all = self.collect();
+        all.iter().find(|(_, p)| p.role() == Role::Weight).map_or(DType::F32, |(_, p)| p.dtype())
+    }
+
+    /// Writes all parameters, each in its own dtype, to a safetensors file, beside first, then renamed.
     ///
     /// # Errors
     /// [`Error::Parameter`] when one has no values yet, [`Error::Io`] when the file cannot be written.
@@ -119,7 +155,7 @@ pub trait Block: Forward + Structure + Send + Sync {
         store::save(&self.collect(), metadata, path.as_ref())
     }
 
-    /// Reads all parameters from a safetensors file onto `ctx`.
+    /// Reads all parameters from a safetensors file onto `ctx`; what has another float type there is converted to the parameter's.
     ///
     /// # Errors
     /// [`Error::Data`] names the file and the first parameter that is missing, superfluous or of another shape; then

@@ -8,6 +8,9 @@ use crate::{Error, Result, Tensor, autograd};
 /// Axis 1 holds the channels. In training μ and σ² are the batch's, and the running statistics move towards them:
 /// running = m · running + (1 − m) · batch with m = 0.9 and the biased variance, as MXNet keeps it. Otherwise the
 /// running statistics are used.
+///
+/// Its parameters and statistics stay f32 where a net is [cast](super::Block::cast) to bf16 or f16, as Gluon's and PyTorch's do; x
+/// and y are then of the half type, and the sums between them f32.
 #[derive(Debug)]
 pub struct BatchNorm {
     info: Info,
@@ -28,7 +31,7 @@ impl Default for BatchNorm {
 impl BatchNorm {
     /// With ε = 10⁻⁵ and momentum 0.9.
     pub fn new() -> Self {
-        let p = |role| Parameter::new(role, &[0]);
+        let p = |role| Parameter::new(role, &[0]).wide();
         BatchNorm {
             info: Info::new("batchnorm"),
             epsilon: 1e-5,

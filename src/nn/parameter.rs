@@ -40,6 +40,9 @@ struct State {
     /// 0 where an extent is not known yet.
     shape: Vec<usize>,
     value: Option<Tensor>,
+    dtype: DType,
+    /// Stays f32 where a net is cast to a half type.
+    wide: bool,
     /// First values wanted, shape not known yet.
     pending: Option<(Arc<dyn Init>, Context)>,
     /// The layer's own initializer, which comes before the net's.
@@ -56,6 +59,8 @@ impl Parameter {
         let state = State {
             name: format!("{role:?}").to_lowercase(),
             shape: shape.to_vec(),
+            dtype: DType::F32,
+            wide: false,
             value: None,
             pending: None,
             own_init: None,
@@ -64,6 +69,12 @@ impl Parameter {
             wd_mult: 1.0,
         };
         Parameter(Arc::new(Inner { role, state: RwLock::new(state) }))
+    }
+
+    /// One that stays f32 where its net is cast to a half type, as batch-norm's do: they are few, and sums of many values.
+    pub fn wide(self) -> Self {
+        self.write().wide = true;
+        self
     }
 
     /// The path in its net, such as `net[0].weight`.
@@ -81,6 +92,29 @@ impl Parameter {
         self.read().shape.clone()
     }
 
+    /// The dtype of the values, those to come included; f32 unless [`Parameter::cast`] has changed it.
+    pub fn dtype(&self) -> DType {
+        self.read().dtype
+    }
+
+    /// Converts the values, now or when they come to be; first values are drawn in f32 and rounded. A [`wide`](Parameter::wide)
+    /// parameter becomes f32 for the half types. The gradient is forgotten.
+    ///
+    /// # Errors
+    /// [`Error::DType`] for integers.
+    pub fn cast(&self, dtype: DType) -> Result<()> {
+        if !dtype.is_float() {
+            return Err(Error::DType { op: "cast", dtype, hint: "parameters need a float type" });
+        }
+        let mut s = self.write();
+        s.dtype = if s.wide && dtype != DType::F64 { DType::F32 } else { dtype };
+        if let Some(t) = s.value.as_ref().filter(|t| t.dtype() != s.dtype) {
+            let value = Tensor::new(t.array().cast(s.dtype)?).attach_grad_with(s.grad_req);
+            s.value = Some(value);
+        }
+        Ok(())
+    }
+
     /// The values.
     ///
     /// # Errors
@@ -95,18 +129,18 @@ impl Parameter {
         self.data()?.grad()
     }
 
-    /// Replaces the values, keeping shape and device.
+    /// Replaces the values, keeping shape, dtype and device.
     pub fn set_data(&self, array: Array) -> Result<()> {
         let value = self.data()?;
-        value.set_array(array.to_context(&value.context())?)
+        value.set_array(array.cast(value.dtype())?.to_context(&value.context())?)
     }
 
-    /// Gives it values on `ctx`, whatever it had; the shape must fit what is known of it.
+    /// Gives it values on `ctx`, whatever it had, in its dtype; the shape must fit what is known of it.
     pub(super) fn replace(&self, array: Array, ctx: &Context) -> Result<()> {
         let mut s = self.write();
         s.fits(array.shape())?;
         s.shape = array.shape().to_vec();
-        s.value = Some(Tensor::new(array.to_context(ctx)?).attach_grad_with(s.grad_req));
+        s.value = Some(Tensor::new(array.cast(s.dtype)?.to_context(ctx)?).attach_grad_with(s.grad_req));
         s.pending = None;
         Ok(())
     }
@@ -213,8 +247,9 @@ impl State {
             let reason = format!("the initializer gave {} values for {}", values.len(), Display(&self.shape));
             return Err(Error::Parameter { name: self.name.clone(), reason });
         }
-        let t = Tensor::from_vec(values, &self.shape, ctx)?.attach_grad_with(self.grad_req);
-        debug_assert_eq!(t.dtype(), DType::F32);
+        // Drawn in f32 and rounded, so that nets of all dtypes start alike.
+        let array = Array::from_vec(values, &self.shape, &Context::Cpu)?.cast(self.dtype)?.to_context(ctx)?;
+        let t = Tensor::new(array).attach_grad_with(self.grad_req);
         self.value = Some(t.clone());
         self.pending = None;
         Ok(t)

@@ -3,7 +3,7 @@
 use std::{fmt, path::Path};
 
 use super::{Block, Forward, Info, Parameter, Structure};
-use crate::{Context, Result, Tensor, autograd::pause, init::Init, shape::Display};
+use crate::{Context, DType, Result, Tensor, autograd::pause, init::Init, shape::Display};
 
 /// Feeds each block's output to the next. Batch-norm with ReLU behind it takes one pass over memory, with the same values.
 ///
@@ -93,6 +93,16 @@ impl Sequential {
         Block::collect(self)
     }
 
+    /// See [`Block::cast`].
+    pub fn cast(&self, dtype: DType) -> Result<()> {
+        Block::cast(self, dtype)
+    }
+
+    /// See [`Block::dtype`].
+    pub fn dtype(&self) -> DType {
+        Block::dtype(self)
+    }
+
     /// See [`Block::save`].
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         Block::save(self, path)
@@ -121,7 +131,7 @@ impl Sequential {
     /// # Errors
     /// Those of the forward pass.
     pub fn summary(&self, input: &[usize], ctx: &Context) -> Result<String> {
-        let mut x = Tensor::zeros(input, ctx)?;
+        let mut x = Tensor::zeros(input, ctx)?.cast(self.dtype())?;
         let mut rows = vec![("layer".to_owned(), "output shape".to_owned(), "parameters".to_owned())];
         rows.push(("input".to_owned(), Display(input).to_string(), String::new()));
         for block in self.iter() {

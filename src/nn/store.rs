@@ -110,8 +110,8 @@ pub(super) fn load(parameters: &[(String, Parameter)], path: &Path, ctx: &Contex
     for (name, p) in parameters {
         let a = arrays.get(name).ok_or_else(|| bad(path, format!("the net's parameter {name} is missing")))?;
         p.check(a.shape()).map_err(|e| bad(path, e.to_string()))?;
-        if a.dtype() != DType::F32 {
-            return Err(bad(path, format!("{name} {} is {}, f32 is expected", Display(a.shape()), a.dtype())));
+        if !a.dtype().is_float() {
+            return Err(bad(path, format!("{name} {} is {}, a float type is expected", Display(a.shape()), a.dtype())));
         }
     }
     let known: HashSet<&str> = parameters.iter().map(|(n, _)| n.as_str()).collect();

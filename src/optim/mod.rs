@@ -1,7 +1,8 @@
 //! Optimizers: in-place updates of parameters from their gradients.
 //!
 //! Each keeps its state (momentum, moments, step counts) by the parameter's index, on the parameter's device, in f32 at least.
-//! A half-precision parameter gets a master copy in f32, which is what is updated; the parameter itself is its rounding.
+//! A half-precision parameter gets a master copy in f32, which is what is updated; the parameter itself is its rounding. Where it is
+//! not, because it was loaded or set since, the copy follows the parameter.
 //!
 //! ```
 //! use hadal::{Array, cpu, optim::{Optimizer, Sgd, Step}};
@@ -17,6 +18,7 @@
 mod adam;
 mod clip;
 mod lars;
+mod loss_scale;
 mod sgd;
 mod state;
 mod together;
@@ -24,6 +26,8 @@ mod together;
 pub use adam::Adam;
 pub use clip::{clip_global_norm, clip_grad_norm};
 pub use lars::Lars;
+pub use loss_scale::LossScale;
+pub(crate) use loss_scale::Scaler;
 pub use sgd::Sgd;
 
 use std::collections::BTreeSet;
@@ -50,6 +54,13 @@ pub struct Step {
     pub lr_mult: f64,
     /// A factor on the weight decay for this parameter (0 for biases and batch-norm, often).
     pub wd_mult: f64,
+}
+
+impl Step {
+    /// With another factor on the gradient.
+    fn scaled(self, factor: f64) -> Self {
+        Step { rescale: self.rescale * factor, ..self }
+    }
 }
 
 impl Default for Step {
@@ -88,6 +99,21 @@ pub trait Optimizer: Send {
     fn update_all(&mut self, updates: &mut [Update]) -> Result<()> {
         distinct("update_all", updates)?;
         updates.iter_mut().try_for_each(|u| self.update(u.index, u.w, u.grad, &u.step))
+    }
+
+    /// [`Optimizer::update_all`] with all gradients multiplied by the number in `unscale`, one f64 on their device, or nothing at all
+    /// where that is 0: a step under a [`LossScale`]. [`Sgd`] and [`Adam`] read it on the device, also in a captured graph, and
+    /// count a step that did nothing as an update; others wait for it, unless they say otherwise.
+    ///
+    /// # Errors
+    /// As for [`Optimizer::update_all`].
+    fn update_all_scaled(&mut self, updates: &mut [Update], unscale: &Array) -> Result<()> {
+        let factor = unscale.item()?;
+        if factor == 0.0 {
+            return Ok(());
+        }
+        updates.iter_mut().for_each(|u| u.step = u.step.scaled(factor));
+        self.update_all(updates)
     }
 
     /// The learning rate.

@@ -96,6 +96,23 @@ impl Sgd {
     }
 }
 
+impl Sgd {
+    fn all(&mut self, updates: &mut [Update], unscale: Option<&Array>) -> Result<()> {
+        self.together.update(self.form, &mut self.state, updates, unscale)?;
+        let host: Vec<_> = updates.iter_mut().filter(|u| !u.w.context().is_gpu()).collect();
+        let factor = unscale.filter(|_| !host.is_empty()).map_or(Ok(1.0), Array::item)?;
+        for u in host {
+            if factor == 0.0 {
+                // As on a GPU, where the host does not learn of it.
+                self.state.count(u.index);
+                continue;
+            }
+            self.update(u.index, u.w, u.grad, &u.step.scaled(factor))?;
+        }
+        Ok(())
+    }
+}
+
 impl Optimizer for Sgd {
     fn update(&mut self, index: usize, w: &mut Array, grad: &Array, step: &Step) -> Result<()> {
         check("sgd", w, grad)?;
@@ -128,9 +145,11 @@ impl Optimizer for Sgd {
     }
 
     fn update_all(&mut self, updates: &mut [Update]) -> Result<()> {
-        self.together.update(self.form, &mut self.state, updates)?;
-        let host = updates.iter_mut().filter(|u| !u.w.context().is_gpu());
-        host.into_iter().try_for_each(|u| self.update(u.index, u.w, u.grad, &u.step))
+        self.all(updates, None)
+    }
+
+    fn update_all_scaled(&mut self, updates: &mut [Update], unscale: &Array) -> Result<()> {
+        self.all(updates, Some(unscale))
     }
 
     fn learning_rate(&self) -> f64 {

@@ -177,9 +177,18 @@ fn widened(w: &Array, dtype: DType) -> Result<Array> {
     crate::check::cast(&w.to_context(&Context::Cpu)?, dtype)?.to_layout(w.layout())?.to_context(&w.context())
 }
 
-/// Runs `host` on the parameter's master copy, or on itself where it has none, and rounds the result into the parameter.
+/// Runs `host` on the parameter's master copy, or on itself where it has none, and rounds the result into the parameter. Where the
+/// parameter is not the copy's rounding, somebody has set it, and the copy follows.
 pub(super) fn on_master(w: &mut Array, master: Option<&mut Array>, host: impl FnOnce(&mut Array) -> Result<()>) -> Result<()> {
     let Some(master) = master else { return host(w) };
+    let own = master.cast(w.dtype())?;
+    let (own, set) = (own.real::<f32>("optimizer")?, w.real::<f32>("optimizer")?);
+    for (m, (own, &set)) in master.as_mut_slice::<f32>()?.iter_mut().zip(own.iter().zip(set.iter())) {
+        if *own != set {
+            *m = set;
+        }
+    }
+    drop(set);
     host(master)?;
     let values = Buffer::from_vec(master.as_slice::<f32>()?.to_vec());
     *w = Array::from_real(values, w.shape(), w.dtype()).with_layout(w.layout());

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Elements of a chunk in `kernels/optim.cu`.
-const CHUNK: usize = 4096;
+pub(super) const CHUNK: usize = 4096;
 /// Words of a parameter in the table.
 const ENTRY: usize = 9;
 
@@ -101,8 +101,14 @@ impl Clone for Together {
 }
 
 impl Together {
-    /// Those of `updates` that are on a GPU, in one launch for each device and dtype.
-    pub(super) fn update(&mut self, formula: impl Formula + 'static, state: &mut State, updates: &mut [Update]) -> Result<()> {
+    /// Those of `updates` that are on a GPU, in one launch for each device and dtype; see [`super::Optimizer::update_all_scaled`].
+    pub(super) fn update(
+        &mut self,
+        formula: impl Formula + 'static,
+        state: &mut State,
+        updates: &mut [Update],
+        unscale: Option<&Array>,
+    ) -> Result<()> {
         let formula: Arc<dyn Formula> = Arc::new(formula);
         let (op, mut groups) = (formula.kernel().0, Vec::new());
         distinct(op, updates)?;
@@ -115,7 +121,7 @@ impl Together {
         }
         for (ctx, dtype) in groups {
             let group = updates.iter_mut().filter(|u| u.w.context() == ctx && u.w.dtype() == dtype).collect();
-            self.launch(&formula, state, group, ctx, dtype)?;
+            self.launch(&formula, state, group, unscale, (ctx, dtype))?;
         }
         Ok(())
     }
@@ -125,8 +131,8 @@ impl Together {
         formula: &Arc<dyn Formula>,
         state: &mut State,
         group: Vec<&mut Update>,
-        ctx: Context,
-        dtype: DType,
+        unscale: Option<&Array>,
+        (ctx, dtype): (Context, DType),
     ) -> Result<()> {
         let (op, kernel, states) = formula.kernel();
         let Some(first) = group.first() else { return Ok(()) };
@@ -156,7 +162,7 @@ impl Together {
         let run = |plan: &Plan| {
             let parameters = plan.rates.parts.len() as i32;
             let launch = launch.array(&plan.table).array(&plan.rates.device).value(parameters).value(chunks as i64);
-            formula.constants(launch.value(formula.clip())).run_in_turn(chunks)
+            formula.constants(launch.optional(unscale).value(formula.clip())).run_in_turn(chunks)
         };
         if capture::active() {
             let plan = capture::outside(|| make(words, parts))?;

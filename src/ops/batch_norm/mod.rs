@@ -58,8 +58,8 @@ fn check(op: &'static str, eps: f64, x: &Array, rest: &[&Array]) -> Result<NormS
     for pair in rest.chunks(2) {
         for p in pair {
             if p.dtype() != pair[0].dtype() || (p.dtype() != x.dtype() && p.dtype() != wide(x.dtype())) {
-                let hint = "parameters and statistics have the input's dtype, or f32 where that is a half type";
-                return Err(Error::DType { op, dtype: p.dtype(), hint });
+                // An input of a half type goes with parameters of that type or f32.
+                return Err(Error::DTypes { op, left: x.dtype(), right: p.dtype() });
             }
         }
     }

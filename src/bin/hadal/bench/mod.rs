@@ -1,22 +1,27 @@
 //! `hadal bench`: what each op and each training step takes here, beside the ceilings measured in the same run.
 
 mod clock;
+mod first;
 mod ops;
 mod step;
 
-use std::fmt;
+use std::{fmt, time::Instant};
 
 use hadal::{Context, DType, Error, Result, precision::Precision};
 
 const HELP: &str = "\
-usage: hadal bench [ops|step] [options]
+usage: hadal bench [ops|step|first] [options]
 
 ops    convolutions of ResNet-18, matrix products and the memory-bound ops, forward and backward: µs, TFLOP/s, GB/s, and the
        share of the best matrix product and of the copy that this run measured
 step   whole training steps of the book's nets: ms, images/s, seconds to the first step
+first  seconds from a program's start to the end of its first training step: with an empty cache of kernels, and with that
+       cache filled; each in a process of its own
 
   --context C        cpu, gpu, gpu:1, … or auto (gpu(0) if it can be used, else the CPU)
-  --dtypes f32,bf16  of the ops [f32]; tf32 is f32 whose products round their operands to TF32
+  --dtypes f32,bf16  of the ops, or what the nets are cast to (f16 with a loss scale) [f32]; tf32 is f32 whose products round
+                     their operands to TF32
+  --graph            each step also as a captured graph, on a GPU
   --only TEXT        only what has TEXT in its name
   --batch N          images in a step and in a convolution's input [256; 32 for the ops on a CPU]
   --channels-last    four-dimensional inputs in N,H,W,C memory
@@ -24,7 +29,7 @@ step   whole training steps of the book's nets: ms, images/s, seconds to the fir
   --json             a JSON object a line instead of tables
   --list             the ops as JSON lines, for other engines' scripts; measures nothing
 
-On a GPU every figure is that of a captured graph's replay, so that launches are not counted; the rest is the best of several
+On a GPU every op's figure is that of a captured graph's replay, so that launches are not counted; the rest is the best of several
 blocks. Timings on a machine that does other things are worth little: compare within one run.";
 
 /// What the command line says.
@@ -34,9 +39,13 @@ pub struct Options {
     pub only: String,
     pub batch: Option<usize>,
     pub channels_last: bool,
+    pub graph: bool,
     pub quick: bool,
     pub json: bool,
     list: bool,
+    /// One first step in this process, for `first`, and when the process began.
+    once: bool,
+    began: Instant,
 }
 
 pub fn run(args: &[String]) -> Result<()> {
@@ -48,20 +57,25 @@ pub fn run(args: &[String]) -> Result<()> {
         only: String::new(),
         batch: None,
         channels_last: false,
+        graph: false,
         quick: false,
         json: false,
         list: false,
+        once: false,
+        began: Instant::now(),
     };
     let mut rest = args.iter();
     while let Some(arg) = rest.next() {
         let mut value = || rest.next().cloned().ok_or_else(|| Error::invalid("bench", format!("{arg} needs a value")));
         match arg.as_str() {
-            "ops" | "step" if what.is_none() => what = Some(arg.as_str()),
+            "ops" | "step" | "first" if what.is_none() => what = Some(arg.as_str()),
             "--context" => context = value()?,
             "--dtypes" => o.dtypes = value()?.split(',').map(numbers).collect::<Result<_>>()?,
             "--only" => o.only = value()?,
             "--batch" => o.batch = Some(value()?.parse().map_err(|_| Error::invalid("bench", "--batch needs a number"))?),
             "--channels-last" => o.channels_last = true,
+            "--graph" => o.graph = true,
+            "--once" => o.once = true,
             "--quick" => o.quick = true,
             "--json" => o.json = true,
             "--list" => o.list = true,
@@ -80,13 +94,13 @@ pub fn run(args: &[String]) -> Result<()> {
         ops::table(&o).iter().for_each(|case| println!("{}", case.json()));
         return Ok(());
     }
-    if what != Some("step") {
-        ops::run(&o)?;
+    match what {
+        Some("first") if o.once => first::once(&o),
+        Some("first") => first::run(&o),
+        Some("ops") => ops::run(&o),
+        Some("step") => step::run(&o),
+        _ => ops::run(&o).and_then(|()| step::run(&o)),
     }
-    if what != Some("ops") {
-        step::run(&o)?;
-    }
-    Ok(())
 }
 
 /// What is computed with: the arrays' dtype and the precision of f32 products.

@@ -3,65 +3,124 @@
 use std::time::Instant;
 
 use hadal::{
-    Context, DType, Result, Tensor, Trainer, autograd, init, loss::SoftmaxCrossEntropy, models, nn::Sequential, optim::Sgd,
+    Context, DType, Layout, Result, Tensor, Trainer, autograd,
+    cuda::Graph,
+    init,
+    loss::SoftmaxCrossEntropy,
+    models,
+    nn::Sequential,
+    optim::{LossScale, Sgd},
+    precision,
 };
 
-use super::Options;
+use super::{Numbers, Options};
 
 /// A net, its learning rate, and the side of its images.
-type Net = (&'static str, fn() -> Sequential, f64, usize);
-
-const NETS: &[Net] = &[
-    ("resnet18", || models::resnet18(10), 0.05, 96),
-    ("lenet_relu", || models::lenet_relu(10), 0.1, 28),
-    ("lenet_sigmoid", || models::lenet(10), 0.9, 28),
-    ("mlp", || models::dropout_mlp(10), 0.5, 28),
-];
-
-pub fn run(o: &Options) -> Result<()> {
-    let nets: Vec<&Net> = NETS.iter().filter(|n| n.0.contains(&o.only)).collect();
-    if !o.json && !nets.is_empty() {
-        println!(
-            "\n{:<22}{:>12}{:>14}{:>14}{:>14}{:>12}",
-            "training step", "ms", "images/s", "(median)", "first step s", "peak MiB"
-        );
-    }
-    nets.into_iter().try_for_each(|net| measure(net, o))
+pub struct Net {
+    pub name: &'static str,
+    make: fn() -> Sequential,
+    lr: f64,
+    side: usize,
 }
 
-fn measure(&(name, make, lr, side): &Net, o: &Options) -> Result<()> {
-    let ctx = o.ctx;
-    let (batch, side) = if o.quick { (o.batch.unwrap_or(2), side.min(32)) } else { (o.batch.unwrap_or(256), side) };
-    let net = make();
-    net.initialize(init::Xavier::new(), &ctx)?;
-    let loss = SoftmaxCrossEntropy::new();
-    let mut trainer = Trainer::new(net.parameters(), Sgd::new(lr));
-    let x = Tensor::uniform(0.0, 1.0, &[batch, 1, side, side], &ctx)?;
-    let y = Tensor::uniform(0.0, 10.0, &[batch], &ctx)?.cast(DType::I64)?;
-    let mut step = || -> Result<()> {
-        let l = autograd::record(|| loss.forward(&net.forward(&x)?, &y))?;
-        l.backward()?;
-        trainer.step(batch)
-    };
+const NETS: &[Net] = &[
+    Net { name: "resnet18", make: || models::resnet18(10), lr: 0.05, side: 96 },
+    Net { name: "lenet_relu", make: || models::lenet_relu(10), lr: 0.1, side: 28 },
+    Net { name: "lenet_sigmoid", make: || models::lenet(10), lr: 0.9, side: 28 },
+    Net { name: "mlp", make: || models::dropout_mlp(10), lr: 0.5, side: 28 },
+];
+
+/// The nets that the options ask for.
+pub fn nets(o: &Options) -> impl Iterator<Item = &'static Net> {
+    NETS.iter().filter(|n| n.name.contains(&o.only))
+}
+
+/// A net in training, with one batch of random images.
+pub struct Training {
+    net: Sequential,
+    trainer: Trainer,
+    x: Tensor,
+    y: Tensor,
+    numbers: Numbers,
+}
+
+impl Training {
+    pub fn new(net: &Net, numbers: Numbers, o: &Options) -> Result<Self> {
+        let (batch, side) = if o.quick { (o.batch.unwrap_or(2), net.side.min(32)) } else { (o.batch.unwrap_or(256), net.side) };
+        let (made, dtype) = ((net.make)(), numbers.0);
+        made.initialize(init::Xavier::new(), &o.ctx)?;
+        made.cast(dtype)?;
+        let mut trainer = Trainer::new(made.parameters(), Sgd::new(net.lr));
+        if dtype == DType::F16 {
+            trainer = trainer.loss_scale(LossScale::dynamic());
+        }
+        let x = Tensor::uniform(0.0, 1.0, &[batch, 1, side, side], &o.ctx)?.cast(dtype)?;
+        let layout = if o.channels_last { Layout::ChannelsLast } else { Layout::RowMajor };
+        let x = Tensor::new(x.array().to_layout(layout)?);
+        let y = Tensor::uniform(0.0, 10.0, &[batch], &o.ctx)?.cast(DType::I64)?;
+        Ok(Training { net: made, trainer, x, y, numbers })
+    }
+
+    pub fn step(&mut self) -> Result<()> {
+        let Training { net, trainer, x, y, numbers } = self;
+        precision::with(numbers.1, || {
+            let l = autograd::record(|| SoftmaxCrossEntropy::new().forward(&net.forward(x)?, y))?;
+            trainer.backward(&l)?;
+            trainer.step(x.len())
+        })
+    }
+}
+
+pub fn run(o: &Options) -> Result<()> {
+    if o.graph && !o.ctx.is_gpu() {
+        eprintln!("--graph: {} has no graphs; eager steps only", o.ctx);
+    }
+    if !o.json && nets(o).next().is_some() {
+        println!(
+            "\n{:<18}{:<6}{:<8}{:>10}{:>14}{:>14}{:>14}{:>12}",
+            "training step", "", "", "ms", "images/s", "(median)", "first step s", "peak MiB"
+        );
+    }
+    for net in nets(o) {
+        o.dtypes.iter().try_for_each(|&numbers| measure(net, numbers, o))?;
+    }
+    Ok(())
+}
+
+fn measure(net: &Net, numbers: Numbers, o: &Options) -> Result<()> {
+    let mut training = Training::new(net, numbers, o)?;
     let first = Instant::now();
-    step()?;
-    ctx.synchronize()?;
+    training.step()?;
+    o.ctx.synchronize()?;
     let first = first.elapsed().as_secs_f64();
-    let blocks = blocks(&ctx, o.quick, &mut step)?;
+    let batch = training.x.len();
+    let print = |mode: &str, blocks: Vec<f64>| print(net, numbers, mode, batch, first, &blocks, o);
+    print("eager", blocks(&o.ctx, o.quick, &mut || training.step())?)?;
+    if o.graph && o.ctx.is_gpu() {
+        let (graph, ()) = Graph::capture(&o.ctx, || training.step())?;
+        print("graph", blocks(&o.ctx, o.quick, &mut || graph.replay())?)?;
+    }
+    Ok(())
+}
+
+fn print(net: &Net, numbers: Numbers, mode: &str, batch: usize, first: f64, blocks: &[f64], o: &Options) -> Result<()> {
     let (best, median) = (blocks[0], blocks[blocks.len() / 2]);
-    let (n, peak) = (batch as f64, ctx.memory()?.peak >> 20);
+    let (ctx, name, n, peak) = (o.ctx, net.name, batch as f64, o.ctx.memory()?.peak >> 20);
     if o.json {
         println!(
-            "{{\"engine\": \"hadal\", \"context\": \"{ctx}\", \"model\": \"{name}\", \"what\": \"train\", \"batch\": {batch}, \
-             \"first_step_s\": {first:.3}, \"best_ms\": {:.3}, \"best_img_s\": {:.1}, \"median_ms\": {:.3}, \"median_img_s\": {:.1}, \
-             \"peak_mib\": {peak}}}",
+            "{{\"engine\": \"hadal\", \"context\": \"{ctx}\", \"model\": \"{name}\", \"what\": \"train\", \"dtype\": \"{numbers}\", \
+             \"mode\": \"{mode}\", \"channels_last\": {}, \"batch\": {batch}, \"first_step_s\": {first:.3}, \"best_ms\": {:.3}, \
+             \"best_img_s\": {:.1}, \"median_ms\": {:.3}, \"median_img_s\": {:.1}, \"peak_mib\": {peak}}}",
+            o.channels_last,
             best * 1e3,
             n / best,
             median * 1e3,
             n / median
         );
     } else {
-        println!("{name:<22}{:>12.2}{:>14.0}{:>14.0}{first:>14.3}{peak:>12}", best * 1e3, n / best, n / median);
+        let numbers = numbers.to_string();
+        let (best_rate, rate) = (n / best, n / median);
+        println!("{name:<18}{numbers:<6}{mode:<8}{:>10.3}{best_rate:>14.0}{rate:>14.0}{first:>14.3}{peak:>12}", best * 1e3);
     }
     Ok(())
 }
