@@ -40,6 +40,21 @@ typedef acc<scalar_t>::type acc_t;
 #define GRID_STRIDE(i, n) \
   for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; i < (n); i += (i64)gridDim.x * blockDim.x)
 
+// a / b of numbers that are not negative; 64 bits are divided only where they are needed, since that takes several times as long.
+__device__ __forceinline__ i64 quotient(i64 a, i64 b) { return (a | b) >> 31 == 0 ? (i64)((unsigned)a / (unsigned)b) : a / b; }
+
+// 1 / x of a number from 1 to 2^31, by Newton's method: a division proper calls a function for numbers that such a one is not,
+// and registers are spilled around it.
+__device__ __forceinline__ float reciprocal(float x) {
+  float r = __fdividef(1.0f, x);
+  return fmaf(fmaf(-x, r, 1.0f), r, r);
+}
+__device__ __forceinline__ double reciprocal(double x) {
+  double r = reciprocal((float)x);
+  r = fma(fma(-x, r, 1.0), r, r);
+  return fma(fma(-x, r, 1.0), r, r);
+}
+
 // Shapes and strides travel by value; unused axes have extent 1.
 #define MAX_RANK 8
 struct Index {

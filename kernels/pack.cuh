@@ -28,22 +28,25 @@ template <int N, class T> __device__ __forceinline__ void load_pack(typename acc
   for (int k = 0; k < N; ++k) out[k] = load(raw.v + k);
 }
 
-// 16 bytes of elements as words. Halves are put together by hand: left to itself the compiler stores them two at a time.
-template <class T> __device__ __forceinline__ uint4 quad_of(const T* v) {
+// N elements that may be a pack, or a single one.
+template <int N, class T> __device__ __forceinline__ void load_some(typename acc<T>::type (&out)[N], const T* p) {
+  if constexpr (N == 1) out[0] = load(p);
+  else load_pack(out, p);
+}
+
+// 16 bytes of elements from what they were computed in.
+template <class T> __device__ __forceinline__ uint4 quad_of(const typename acc<T>::type* v) {
   Packed<T, 16 / sizeof(T)> raw;
 #pragma unroll
-  for (int k = 0; k < (int)(16 / sizeof(T)); ++k) raw.v[k] = v[k];
+  for (int k = 0; k < (int)(16 / sizeof(T)); ++k) store(raw.v + k, v[k]);
   return raw.quads[0];
 }
-#define HALVES(i) (v[i].bits | (unsigned)v[i + 1].bits << 16)
-template <> __device__ __forceinline__ uint4 quad_of<f16>(const f16* v) { return make_uint4(HALVES(0), HALVES(2), HALVES(4), HALVES(6)); }
-template <> __device__ __forceinline__ uint4 quad_of<bf16>(const bf16* v) { return make_uint4(HALVES(0), HALVES(2), HALVES(4), HALVES(6)); }
-#undef HALVES
+#define PAIRS(pair) make_uint4(pair(v[0], v[1]), pair(v[2], v[3]), pair(v[4], v[5]), pair(v[6], v[7]))
+template <> __device__ __forceinline__ uint4 quad_of<f16>(const float* v) { return PAIRS(f32_pair_to_f16_bits); }
+template <> __device__ __forceinline__ uint4 quad_of<bf16>(const float* v) { return PAIRS(f32_pair_to_bf16_bits); }
+#undef PAIRS
 
 template <int N, class T> __device__ __forceinline__ void store_pack(T* p, const typename acc<T>::type (&values)[N]) {
-  T raw[N];
 #pragma unroll
-  for (int k = 0; k < N; ++k) store(raw + k, values[k]);
-#pragma unroll
-  for (int k = 0; k < (int)(N * sizeof(T) / 16); ++k) ((uint4*)p)[k] = quad_of(raw + k * (16 / sizeof(T)));
+  for (int k = 0; k < (int)(N * sizeof(T) / 16); ++k) ((uint4*)p)[k] = quad_of<T>(values + k * (16 / sizeof(T)));
 }

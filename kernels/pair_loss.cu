@@ -36,23 +36,23 @@ __device__ __forceinline__ acc_t d_z(acc_t x, acc_t z) {
   }
 }
 
-extern "C" __global__ void pair_loss_fwd(scalar_t* __restrict__ loss, const scalar_t* __restrict__ x,
+extern "C" __global__ void pair_loss_fwd(acc_t* __restrict__ loss, const scalar_t* __restrict__ x,
                                          const scalar_t* __restrict__ z, Rows r, double scale) {
   __shared__ acc_t scratch[32];
   FOR_ROWS(row, r) {
     acc_t sum = 0;
     FOR_ELEMENTS(c, r) sum += value(load(x + row * r.len + c), load(z + row * r.len + c));
     sum = team_sum(sum, r.team, scratch);
-    if (threadIdx.x % r.team == 0) store(loss + row, (acc_t)((acc_t)scale * sum));
+    if (threadIdx.x % r.team == 0) loss[row] = (acc_t)scale * sum;
   }
 }
 
 // dx = dy[b] scale df/dx, dz = dy[b] scale df/dz; either may be null
 extern "C" __global__ void pair_loss_bwd(scalar_t* __restrict__ dx, scalar_t* __restrict__ dz, const scalar_t* __restrict__ x,
-                                         const scalar_t* __restrict__ z, const scalar_t* __restrict__ dy, i64 per, double scale,
+                                         const scalar_t* __restrict__ z, const acc_t* __restrict__ dy, i64 per, double scale,
                                          i64 n) {
   GRID_STRIDE(i, n) {
-    acc_t g = load(dy + i / per) * (acc_t)scale, a = load(x + i), b = load(z + i);
+    acc_t g = dy[i / per] * (acc_t)scale, a = load(x + i), b = load(z + i);
     if (dx) store(dx + i, (acc_t)(g * d_x(a, b)));
     if (dz) store(dz + i, (acc_t)(g * d_z(a, b)));
   }

@@ -28,6 +28,27 @@ __device__ __forceinline__ unsigned short f32_to_bf16_bits(float f) {
   return (unsigned short)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
 }
 
+// Two of them as the halves of a word, the first one low: one instruction where there is one.
+#if __CUDA_ARCH__ >= 800
+__device__ __forceinline__ unsigned f32_pair_to_f16_bits(float low, float high) {
+  unsigned word;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  return word;
+}
+__device__ __forceinline__ unsigned f32_pair_to_bf16_bits(float low, float high) {
+  unsigned word;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  return word;
+}
+#else
+__device__ __forceinline__ unsigned f32_pair_to_f16_bits(float low, float high) {
+  return f32_to_f16_bits(low) | (unsigned)f32_to_f16_bits(high) << 16;
+}
+__device__ __forceinline__ unsigned f32_pair_to_bf16_bits(float low, float high) {
+  return f32_to_bf16_bits(low) | (unsigned)f32_to_bf16_bits(high) << 16;
+}
+#endif
+
 // cp.async: 16, 8 or 4 bytes from global to shared memory, both aligned to as many, behind the thread's back; bytes from
 // src_bytes on become zero (none is read for 0). They are there once the thread has waited for the group that it
 // committed them to, and for other threads after a barrier that follows.

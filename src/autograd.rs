@@ -49,12 +49,14 @@ pub struct Saved {
     arrays: Vec<Array>,
     needs: Vec<bool>,
     shapes: Vec<Vec<usize>>,
+    /// The gradient that arrives is the 1 that a backward pass begins with.
+    ones: bool,
 }
 
 impl Saved {
     /// For inputs `x`, of which those with `needs` want a gradient.
     pub fn new(x: &[&Array], needs: Vec<bool>) -> Self {
-        Saved { arrays: Vec::new(), needs, shapes: x.iter().map(|a| a.shape().to_vec()).collect() }
+        Saved { arrays: Vec::new(), needs, shapes: x.iter().map(|a| a.shape().to_vec()).collect(), ones: false }
     }
 
     /// Keeps an array (shared, not copied), to be read as `saved.get(0)`, `saved.get(1)`, … in the order of keeping.
@@ -85,6 +87,13 @@ impl Saved {
     /// The shape of input `i`; empty when there is no such input.
     pub fn shape(&self, i: usize) -> &[usize] {
         self.shapes.get(i).map_or(&[], Vec::as_slice)
+    }
+
+    /// True when it is known that dy, of an op with one output, is 1 everywhere: [`Tensor::backward`] begins with this op.
+    ///
+    /// A loss that has its gradient from the forward pass then has nothing to multiply. False does not say that dy is not 1.
+    pub fn dy_is_one(&self) -> bool {
+        self.ones
     }
 
     /// The number of inputs.
@@ -252,6 +261,8 @@ struct Pending {
     nodes: BTreeMap<u64, (Arc<Node>, Vec<Option<Array>>)>,
     leaves: HashMap<u64, (Tensor, Array)>,
     order: Vec<u64>,
+    /// The node whose output's gradient is known to be 1.
+    ones: Option<u64>,
 }
 
 impl Pending {
@@ -278,14 +289,18 @@ impl Pending {
     }
 }
 
-/// Sends `head` back from `edge` to all variables that it leads to.
-pub(crate) fn backward(edge: Option<Edge>, head: Array, retain: bool) -> Result<()> {
+/// Sends `head`, with `ones` known to be 1 everywhere, back from `edge` to all variables that it leads to.
+pub(crate) fn backward(edge: Option<Edge>, head: Array, ones: bool, retain: bool) -> Result<()> {
     let Some(edge) = edge else {
         return Err(Error::Autograd(
             "this tensor leads to no variable: compute it inside autograd::record from tensors with attach_grad".into(),
         ));
     };
     let mut pending = Pending::default();
+    if let (Edge::Node(node, _), true) = (&edge, ones) {
+        // Nothing is added to it, since all other nodes of this pass are older.
+        pending.ones = (node.outputs.len() == 1).then_some(node.id);
+    }
     pending.arrive(&edge, head)?;
     // The walk must not record, and its callers' edge must not keep nodes alive longer than needed.
     drop(edge);
@@ -310,11 +325,12 @@ impl Node {
         let kept = if retain { place.clone() } else { place.take() };
         drop(place);
         let name = self.op.name();
-        let saved = kept.ok_or_else(|| {
+        let mut saved = kept.ok_or_else(|| {
             Error::Autograd(format!(
                 "the graph at {name} was freed by an earlier backward; use backward_retain for the first one"
             ))
         })?;
+        saved.ones = pending.ones == Some(self.id);
         let zeros = |m: &Meta| Ok(Array::zeros(&m.shape, m.dtype, &m.context)?.with_layout(m.layout));
         let dy = slots.into_iter().zip(&self.outputs).map(|(s, m)| s.map_or_else(|| zeros(m), Ok)).collect::<Result<Vec<_>>>()?;
         let dx = self.op.backward(&saved, &dy)?;

@@ -277,12 +277,12 @@ impl Tensor {
     /// # Errors
     /// [`Error::Autograd`] when nothing was recorded or the tape was freed before.
     pub fn backward(&self) -> Result<()> {
-        self.backward_from(&self.ones_like()?, false)
+        autograd::backward(self.edge(), self.ones_like()?.array(), true, false)
     }
 
     /// [`Tensor::backward`] that keeps the tape for another pass.
     pub fn backward_retain(&self) -> Result<()> {
-        self.backward_from(&self.ones_like()?, true)
+        autograd::backward(self.edge(), self.ones_like()?.array(), true, true)
     }
 
     /// The backward pass from dL/dy = `dy` instead of ones.
@@ -291,7 +291,7 @@ impl Tensor {
         if dy.shape() != self.shape() {
             return Err(Error::shape("backward", "the head gradient must have the tensor's shape", &[&self.shape(), dy.shape()]));
         }
-        autograd::backward(self.edge(), dy, retain)
+        autograd::backward(self.edge(), dy, false, retain)
     }
 
     pub(crate) fn id(&self) -> u64 {

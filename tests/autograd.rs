@@ -161,3 +161,52 @@ fn clones_share_memory_until_one_is_written() -> Result<()> {
     assert_eq!(before.to_vec::<f32>()?, [1.; 3]);
     Ok(())
 }
+
+/// y = x, whose gradient is 2 where dy is known to be 1, else 3 dy.
+#[derive(Debug)]
+struct Tell {
+    outputs: usize,
+}
+
+impl Op for Tell {
+    fn name(&self) -> &'static str {
+        "tell"
+    }
+    fn forward(&self, x: &[&Array], _: &mut Saved) -> Result<Vec<Array>> {
+        Ok(vec![x[0].clone(); self.outputs])
+    }
+    fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
+        let dy = Tensor::new(dy[0].clone());
+        Ok(vec![Some(if saved.dy_is_one() { dy.ones_like()?.affine(2.0, 0.0)? } else { dy.affine(3.0, 0.0)? }.array())])
+    }
+}
+
+#[test]
+fn an_op_is_told_of_a_gradient_of_ones_only_where_the_pass_begins() -> Result<()> {
+    let x = x()?;
+    let tell = |x: &Tensor| apply1(Tell { outputs: 1 }, &[x]);
+    let gradient = |y: Tensor| {
+        y.backward_retain()?;
+        let first = x.grad()?.to_vec()?;
+        y.backward()?;
+        assert_eq!(first, x.grad()?.to_vec()?);
+        Ok::<_, Error>(first)
+    };
+    assert_eq!(gradient(autograd::record(|| tell(&x))?)?, [2.; 3]);
+    // What is before it is multiplied: 2 · 3. An op in between, a sum of two ways, a dy of the caller's and a second output are not told.
+    assert_eq!(gradient(autograd::record(|| tell(&tell(&x)?))?)?, [6.; 3]);
+    assert_eq!(gradient(autograd::record(|| tell(&x)?.affine(0.5, 0.0))?)?, [1.5; 3]);
+    assert_eq!(gradient(autograd::record(|| &tell(&x)? + &tell(&x)?)?)?, [6.; 3]);
+    let both = autograd::record(|| {
+        let y = tell(&x)?;
+        &y + &tell(&y)?
+    })?;
+    assert_eq!(gradient(both)?, [12.; 3]);
+    let y = autograd::record(|| tell(&x))?;
+    y.backward_from(&y.ones_like()?, false)?;
+    assert_eq!(x.grad()?.to_vec()?, [3.; 3]);
+    let y = autograd::record(|| autograd::apply(Tell { outputs: 2 }, &[&x]))?.remove(0);
+    y.backward()?;
+    assert_eq!(x.grad()?.to_vec()?, [3.; 3]);
+    Ok(())
+}

@@ -30,6 +30,8 @@ EMU_IN unsigned short f32_to_bf16_bits(float e_x) {
     return (unsigned short)((e_u + 0x7fff + (e_u >> 16 & 1)) >> 16);
 }
 EMU_IN float bf16_bits_to_f32(unsigned short e_h) { return __uint_as_float((unsigned)e_h << 16); }
+EMU_IN unsigned f32_pair_to_f16_bits(float e_low, float e_high) { return f32_to_f16_bits(e_low) | (unsigned)f32_to_f16_bits(e_high) << 16; }
+EMU_IN unsigned f32_pair_to_bf16_bits(float e_low, float e_high) { return f32_to_bf16_bits(e_low) | (unsigned)f32_to_bf16_bits(e_high) << 16; }
 
 // cp.async: bytes beyond e_src_bytes become zero.
 EMU_IN void cp_async_16(void* e_dst, const void* e_src, int e_src_bytes = 16) { emu_cp_async(emu_self, e_dst, e_src, 16, e_src_bytes); }

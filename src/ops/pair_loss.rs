@@ -6,7 +6,7 @@ use crate::{
     cpu::{buffers::Buffer, parallel},
     cuda::{Define, Launch},
     dtype::{Real, real_type},
-    ops::rows::Rows,
+    ops::{product::computed_in, rows::Rows},
 };
 
 /// Which function f(x, z) of a prediction x and a label z.
@@ -27,7 +27,7 @@ use PairLossKind::*;
 /// ℓ_b = weight · mean f(x, z) over the elements of sample b: shape (N) from (N, …).
 ///
 /// The label has as many elements as the prediction; where the shapes differ it is read in the prediction's, as Gluon does.
-/// Both have one float dtype, which is also the losses'; sums are taken in f64 on the CPU and f32 at least on the GPU.
+/// Both have one float dtype; the losses are f32, of f64 f64. Sums are taken in f64 on the CPU and f32 at least on the GPU.
 /// dx = dy_b · weight/m · ∂f/∂x and dz = dy_b · weight/m · ∂f/∂z, m the elements of a sample.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PairLoss {
@@ -123,10 +123,10 @@ impl Op for PairLoss {
                         *loss = F::from_f64(scale * sum);
                     }
                 });
-                Ok(Array::from_real(loss, shape, x.dtype()))
+                Ok(Array::from_real(loss, shape, computed_in(x.dtype())))
             })?,
             Context::Gpu(_) => {
-                let loss = Array::uninit(shape, x.dtype(), Layout::RowMajor, &x.context())?;
+                let loss = Array::uninit(shape, computed_in(x.dtype()), Layout::RowMajor, &x.context())?;
                 let launch = self.start("pair_loss_fwd", &x)?.array(&loss).array(&x).array(&z).value(rows).value(scale);
                 rows.run(launch)?;
                 loss

@@ -40,6 +40,11 @@ impl Rows {
         Rows { count: count as i64, len: len as i64, inner: inner as i64, team }
     }
 
+    /// The same rows with `team` threads for each.
+    pub(crate) fn shared_by(self, team: usize) -> Self {
+        Rows { team: team as i64, ..self }
+    }
+
     pub(crate) fn count(&self) -> usize {
         self.count as usize
     }

@@ -3,12 +3,12 @@
 use std::borrow::Cow;
 
 use crate::{
-    Array, Context, DType, Error, Layout, Result, Tensor,
+    Array, DType, Error, Layout, Result, Tensor,
     autograd::{Op, Saved, apply1},
     cpu::buffers::Buffer,
     cuda::Launch,
     dtype::{Real, element_type, real_type},
-    ops::rows::Rows,
+    ops::{product::computed_in, rows::Rows},
     shape::axis,
 };
 
@@ -19,7 +19,11 @@ use crate::{
 /// ℓ = Σ pⱼ (ln Σ exp(x) − xⱼ), where 0 · ∞ counts as 0.
 ///
 /// dx = (softmax(x) − onehot(label))·dy, or (softmax(x)·Σp − p)·dy and dp = (ln Σ exp(x) − x)·dy; labels have no gradient.
-/// Everything is accumulated in f32 at least; the losses have the logits' dtype.
+/// Everything is accumulated in f32 at least; the losses are f32, of f64 logits f64.
+///
+/// On a GPU the kernel that reads the logits for the losses writes dx for dy = 1 too, where a gradient is wanted; the logits are
+/// then not kept. [`Tensor::backward`] on the losses themselves takes it as it is, every other dy is multiplied with it. Of f16
+/// logits dx is computed in the backward pass instead: a loss scale has to come before its small elements are rounded to 0.
 ///
 /// A label outside of 0..C is an error on the CPU. The GPU is not waited for: there the loss and this row of dx become NaN.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -62,10 +66,10 @@ impl Op for SoftmaxCrossEntropy {
         let x = if axis == 1 { (*x).clone() } else { x.to_layout(Layout::RowMajor)? };
         let label = label.to_layout(if self.sparse_label { Layout::RowMajor } else { x.layout() })?;
         let plan = self.plan(&x, axis);
-        let (loss, stats) = match x.context() {
-            Context::Cpu => real_type!(self.name(), x.dtype(), F => self.forward_cpu::<F>(&x, &label, &plan))?,
-            Context::Gpu(_) => self.forward_gpu(&x, &label, &plan)?,
-        };
+        if x.context().is_gpu() {
+            return self.forward_gpu(x, label, &plan, saved).map(|loss| vec![loss]);
+        }
+        let (loss, stats) = real_type!(self.name(), x.dtype(), F => self.forward_cpu::<F>(&x, &label, &plan))?;
         if saved.wanted() {
             saved.keep(&x);
             saved.keep(&label);
@@ -75,14 +79,13 @@ impl Op for SoftmaxCrossEntropy {
     }
 
     fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
-        let (x, label, stats) = (saved.get(0)?, saved.get(1)?, saved.get(2)?);
+        let x = saved.get(0)?;
         let plan = self.plan(x, axis(self.name(), self.axis, x.rank())?);
-        match x.context() {
-            Context::Cpu => {
-                real_type!(self.name(), x.dtype(), F => self.backward_cpu::<F>(saved, x, label, stats, &dy[0], &plan))
-            }
-            Context::Gpu(_) => self.backward_gpu(saved, x, label, stats, &dy[0], &plan),
+        if x.context().is_gpu() {
+            return self.backward_gpu(saved, &dy[0], &plan);
         }
+        let (label, stats) = (saved.get(1)?, saved.get(2)?);
+        real_type!(self.name(), x.dtype(), F => self.backward_cpu::<F>(saved, x, label, stats, &dy[0], &plan))
     }
 }
 
@@ -146,7 +149,10 @@ impl SoftmaxCrossEntropy {
         for (row, s) in row_stats.iter().enumerate() {
             (stats[row], stats[rows.count() + row]) = (s.0, s.1);
         }
-        Ok((Array::from_real(loss, &[plan.samples], x.dtype()), Array::host(F::wrap(stats), &[2, rows.count()], F::DTYPE)))
+        Ok((
+            Array::from_real(loss, &[plan.samples], computed_in(x.dtype())),
+            Array::host(F::wrap(stats), &[2, rows.count()], F::DTYPE),
+        ))
     }
 
     /// The labels as class numbers, all of them in range.
@@ -220,69 +226,108 @@ impl SoftmaxCrossEntropy {
         Ok(vec![dx, dp])
     }
 
+    /// True where the forward pass leaves dx itself.
+    fn leaves_gradient(&self, saved: &Saved, dtype: DType) -> bool {
+        saved.needs(0) && !saved.needs(1) && dtype != DType::F16
+    }
+
+    fn forward_gpu(&self, x: Array, label: Array, plan: &Plan, saved: &mut Saved) -> Result<Array> {
+        let (ctx, wide) = (x.context(), computed_in(x.dtype()));
+        let loss = Array::uninit(&[plan.samples], wide, Layout::RowMajor, &ctx)?;
+        let dx = if self.leaves_gradient(saved, x.dtype()) { Some(x.uninit_like()?) } else { None };
+        let outputs = |loss| Outputs { loss: Some(loss), dx: dx.as_ref(), ..Outputs::default() };
+        if plan.per == 1 {
+            self.launch(&x, &label, plan, outputs(&loss))?;
+        } else {
+            let rows = Array::uninit(&[plan.rows.count()], wide, Layout::RowMajor, &ctx)?;
+            self.launch(&x, &label, plan, outputs(&rows))?;
+            let sums = Rows::new(plan.samples, plan.per, 1);
+            let launch = self.start("rows_mean", &x, label.dtype())?.array(&loss).array(&rows).value(sums).value(plan.scale);
+            sums.run(launch)?;
+        }
+        if let Some(dx) = &dx {
+            saved.keep(dx);
+        } else if saved.wanted() {
+            saved.keep(&x);
+            saved.keep(&label);
+        }
+        Ok(loss)
+    }
+
+    fn backward_gpu(&self, saved: &Saved, dy: &Array, plan: &Plan) -> Result<Vec<Option<Array>>> {
+        let x = saved.get(0)?;
+        if self.leaves_gradient(saved, x.dtype()) {
+            // What was kept is dx for dy = 1.
+            if saved.dy_is_one() {
+                return Ok(vec![Some(x.clone()), None]);
+            }
+            let dx = x.uninit_like()?;
+            self.start("scale_samples", x, DType::I64)?
+                .array(&dx)
+                .array(x)
+                .array(dy)
+                .value((x.len() / plan.samples.max(1)) as i64)
+                .value(x.len() as i64)
+                .run_packed(x.len(), x.dtype())?;
+            return Ok(vec![Some(dx), None]);
+        }
+        let like_x = |wanted: bool| if wanted { x.uninit_like().map(Some) } else { Ok(None) };
+        let dx = like_x(saved.needs(0))?;
+        let dp = like_x(saved.needs(1) && !self.sparse_label)?;
+        if dx.is_some() || dp.is_some() {
+            self.launch(x, saved.get(1)?, plan, Outputs { loss: None, dx: dx.as_ref(), dp: dp.as_ref(), dy: Some(dy) })?;
+        }
+        Ok(vec![dx, dp])
+    }
+
     fn start(&self, kernel: &'static str, x: &Array, label: DType) -> Result<Launch> {
         let defines = [("scalar_t", x.dtype().into()), ("label_t", label.into())];
         Launch::new(x, "softmax_cross_entropy.cu", kernel, &defines)
     }
 
-    fn forward_gpu(&self, x: &Array, label: &Array, plan: &Plan) -> Result<(Array, Array)> {
-        let (rows, ctx) = (plan.rows, x.context());
-        let wide = if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-        let loss = Array::uninit(&[plan.samples], x.dtype(), Layout::RowMajor, &ctx)?;
-        let stats = Array::uninit(&[2, rows.count()], wide, Layout::RowMajor, &ctx)?;
-        let row_loss = if plan.per == 1 { None } else { Some(Array::uninit(&[rows.count()], wide, Layout::RowMajor, &ctx)?) };
-        let kernel = if self.sparse_label { "sparse_fwd" } else { "soft_fwd" };
-        let launch = self
-            .start(kernel, x, label.dtype())?
-            .optional(row_loss.is_none().then_some(&loss))
-            .optional(row_loss.as_ref())
-            .array(&stats)
-            .array(x)
-            .array(label)
-            .value(rows)
-            .value(i32::from(self.from_logits))
-            .value(plan.scale);
-        rows.run(launch)?;
-        if let Some(row_loss) = &row_loss {
-            let sums = Rows::new(plan.samples, plan.per, 1);
-            let launch = self.start("rows_mean", x, label.dtype())?.array(&loss).array(row_loss).value(sums).value(plan.scale);
-            sums.run(launch)?;
+    fn launch(&self, x: &Array, label: &Array, plan: &Plan, to: Outputs) -> Result<()> {
+        let (rows, sparse) = (plan.rows, self.sparse_label);
+        // Contiguous rows of few elements go through shared memory, which holds that many of them.
+        let short = rows.inner() == 1 && rows.len() <= 128;
+        let name = match (sparse, short) {
+            (true, true) => "sparse_short",
+            (true, false) => "sparse_long",
+            (false, true) => "soft_short",
+            (false, false) => "soft_long",
+        };
+        let mut launch = self.start(name, x, label.dtype())?;
+        let mut address = |a: Option<&Array>| a.map_or(0, |a| launch.pointer(a));
+        let pointers = [to.loss, to.dx, to.dp, to.dy].map(&mut address);
+        let loss_scale = if plan.per == 1 { plan.scale } else { 1.0 };
+        let [per, normalized] = [plan.per as u64, u64::from(self.from_logits)];
+        let numbers = [loss_scale.to_bits(), plan.scale.to_bits(), per, normalized];
+        let launch = launch.value([pointers, numbers]).array(x).array(label);
+        if !short {
+            // Few rows are shared by whole blocks, so that more of the card has work.
+            let block = rows.inner() == 1 && (rows.len() > 1024 || (rows.len() >= 512 && rows.count() < 4096));
+            let rows = if block { rows.shared_by(256) } else { rows };
+            return rows.run(launch.value(rows));
         }
-        Ok((loss, stats))
+        // Four elements for each thread, and as many rounds as leave enough tiles for the whole card.
+        let team = rows.len().div_ceil(4).next_power_of_two();
+        let rounds = match rows.count() * team / 256 {
+            0..2048 => 1,
+            2048..8192 => 2,
+            _ => 4,
+        };
+        let tile = 256 / team * if sparse { rounds } else { rounds.min(2) };
+        let launch = launch.value(rows.shared_by(team)).value(tile as i32);
+        launch.run([rows.count().div_ceil(tile).min(1 << 20) as u32, 1, 1], [256, 1, 1], 0)
     }
+}
 
-    fn backward_gpu(
-        &self,
-        saved: &Saved,
-        x: &Array,
-        label: &Array,
-        stats: &Array,
-        dy: &Array,
-        plan: &Plan,
-    ) -> Result<Vec<Option<Array>>> {
-        let like_x = |wanted: bool| if wanted { x.uninit_like().map(Some) } else { Ok(None) };
-        let dx = like_x(saved.needs(0))?;
-        let dp = like_x(saved.needs(1) && !self.sparse_label)?;
-        if dx.is_none() && dp.is_none() {
-            return Ok(vec![None, None]);
-        }
-        let kernel = if self.sparse_label { "sparse_bwd" } else { "soft_bwd" };
-        let mut launch = self.start(kernel, x, label.dtype())?.optional(dx.as_ref());
-        if !self.sparse_label {
-            launch = launch.optional(dp.as_ref());
-        }
-        let launch = launch
-            .array(x)
-            .array(label)
-            .array(stats)
-            .array(dy)
-            .value(plan.rows)
-            .value(plan.per as i64)
-            .value(i32::from(self.from_logits))
-            .value(plan.scale);
-        plan.rows.run(launch)?;
-        Ok(vec![dx, dp])
-    }
+/// What a kernel of `softmax_cross_entropy.cu` writes, and the gradient that it multiplies with.
+#[derive(Clone, Copy, Default)]
+struct Outputs<'a> {
+    loss: Option<&'a Array>,
+    dx: Option<&'a Array>,
+    dp: Option<&'a Array>,
+    dy: Option<&'a Array>,
 }
 
 impl Tensor {
