@@ -37,6 +37,14 @@ pub fn cases() -> Result<Vec<Case>> {
         ([2, 0, 4, 4], p([2, 2])),
         // A stride at the end of 32 bits.
         ([1, 2, 3, 4], p([1, 1]).stride(i32::MAX as usize)),
+        // Whole packs of channels in every dtype, with windows that kernels are compiled for and others; columns in fours.
+        ([2, 8, 6, 4], p([2, 2])),
+        ([1, 16, 5, 5], p([2, 2]).padding(1).ceil_mode(true)),
+        ([2, 8, 9, 8], p([3, 3]).stride(2).padding(1)),
+        ([1, 24, 7, 12], p([3, 3]).stride(2).padding([0, 1, 2, 0]).ceil_mode(true)),
+        ([1, 8, 5, 4], p([3, 3]).stride(1).padding(1)),
+        ([1, 8, 9, 8], p([5, 3]).stride([3, 2]).padding([2, 1])),
+        ([1, 8, 4, 12], p([2, 4]).stride([1, 5])),
         // A window of more than 256 taps.
         ([1, 2, 17, 18], p([17, 16]).stride(1)),
     ];
@@ -51,9 +59,16 @@ pub fn cases() -> Result<Vec<Case>> {
     // Small planes in many images: every thread's share.
     all.push(Case::new(MaxPool2d(p([3, 3]).stride(2).padding(1)), vec![random(&[50, 17, 7, 7], 2)?]).both_layouts().rough());
     all.push(Case::new(AvgPool2d(p([3, 3]).stride(2).padding(1)), vec![random(&[50, 17, 7, 7], 2)?]).both_layouts().rough());
-    for shape in [[1, 1, 1, 1], [2, 17, 7, 5], [3, 5, 1, 3], [0, 3, 2, 2], [2, 0, 2, 2], [1, 2, 17, 50]] {
+    for o in [p([3, 3]).stride(2).padding(1), p([2, 2])] {
+        all.push(Case::new(MaxPool2d(o), vec![random(&[9, 40, 12, 12], 2)?]).both_layouts().rough());
+        all.push(Case::new(AvgPool2d(o), vec![random(&[9, 40, 12, 12], 2)?]).both_layouts().rough());
+    }
+    for shape in
+        [[1, 1, 1, 1], [2, 17, 7, 5], [3, 5, 1, 3], [0, 3, 2, 2], [2, 0, 2, 2], [1, 2, 17, 50], [2, 8, 4, 4], [1, 40, 3, 3]]
+    {
         all.push(Case::new(GlobalAvgPool2d, vec![random(&shape, 3)?]).both_layouts());
     }
+    all.push(Case::new(GlobalAvgPool2d, vec![random(&[3, 264, 12, 11], 3)?]).both_layouts().rough());
     Ok(all)
 }
 

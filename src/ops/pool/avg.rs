@@ -1,6 +1,10 @@
 //! Average pooling.
 
-use super::{PoolOptions, Sizes, ordinary, under};
+use super::{
+    PoolOptions,
+    device::{Kernels, Pass},
+    ordinary, under,
+};
 use crate::{
     Array, Context, DType, Error, Layout, Result, Tensor,
     autograd::{Op, Saved, apply1},
@@ -8,7 +12,6 @@ use crate::{
         buffers::Buffer,
         pooling::{PoolShape, avg_pool_backward, avg_pool_forward},
     },
-    cuda::Launch,
     dtype::{Element, Real, real_type},
     ops::operands::{only, same_float},
     shape::numel,
@@ -44,16 +47,9 @@ fn shares<F: Real>(s: &PoolShape, mut f: impl FnMut(usize, usize, F)) {
     }
 }
 
-impl AvgPool2d {
-    fn launch(&self, kernel: &'static str, to: &Array, from: &Array, s: &PoolShape, y: &[usize; 4]) -> Result<()> {
-        Launch::new(to, "pool.cu", kernel, &[("scalar_t", to.dtype().into())])?
-            .array(to)
-            .array(from)
-            .value(Sizes::new(self.name(), s, y, to)?)
-            .value(to.len() as i64)
-            .run_1d(to.len())
-    }
-}
+const FORWARD: Kernels = Kernels { file: "avg_pool.cu", each: "avg_pool_fwd", packed: Some("avg_pool_fwd_packed"), rows: None };
+const BACKWARD: Kernels =
+    Kernels { file: "avg_pool.cu", each: "avg_pool_bwd", packed: Some("avg_pool_bwd_packed"), rows: Some("avg_pool_bwd_rows") };
 
 impl Op for AvgPool2d {
     fn name(&self) -> &'static str {
@@ -66,7 +62,7 @@ impl Op for AvgPool2d {
         let (s, shape) = self.0.plan(self.name(), x.shape())?;
         if let Context::Gpu(_) = x.context() {
             let y = Array::uninit(&shape, dtype, x.layout(), &x.context())?;
-            self.launch("avg_pool_fwd", &y, x, &s, &shape)?;
+            Pass::new(self.name(), &FORWARD, &s, &shape, &y, false)?.array(Some(&y)).array(Some(x)).run()?;
             return Ok(vec![y]);
         }
         let rows = x.to_layout(Layout::RowMajor)?;
@@ -89,7 +85,7 @@ impl Op for AvgPool2d {
         let dtype = dy.dtype();
         if let Context::Gpu(_) = dy.context() {
             let dx = Array::uninit(saved.shape(0), dtype, dy.layout(), &dy.context())?;
-            self.launch("avg_pool_bwd", &dx, dy, &s, &shape)?;
+            Pass::new(self.name(), &BACKWARD, &s, &shape, &dx, true)?.array(Some(&dx)).array(Some(dy)).run()?;
             return Ok(vec![Some(dx)]);
         }
         let rows = dy.to_layout(Layout::RowMajor)?;

@@ -1,7 +1,7 @@
 //! The mean of whole planes.
 
 use crate::{
-    Array, Context, Error, Layout, Result, Tensor,
+    Array, Context, DType, Error, Layout, Result, Tensor,
     autograd::{Op, Saved, apply1},
     cpu::{buffers::Buffer, parallel},
     cuda::Launch,
@@ -23,6 +23,36 @@ impl GlobalAvgPool2d {
     }
 }
 
+const FILE: &str = "global_pool.cu";
+
+/// How channels-last kernels share images out: a block has some channels of one image.
+struct Columns {
+    images: usize,
+    channels: usize,
+    /// 16 bytes of channels for each thread.
+    packed: bool,
+    /// Threads side by side, each with its channels.
+    lanes: usize,
+    /// Blocks for the channels of an image.
+    tiles: usize,
+}
+
+impl Columns {
+    fn new(images: usize, channels: usize, dtype: DType) -> Self {
+        let pack = 16 / dtype.size();
+        let packed = channels.is_multiple_of(pack);
+        let groups = if packed { channels / pack } else { channels };
+        let lanes = groups.next_power_of_two().min(32);
+        Columns { images, channels, packed, lanes, tiles: groups.div_ceil(lanes) }
+    }
+
+    /// Adds the last arguments and queues the kernel, with `parts` blocks for the pixels.
+    fn run(&self, launch: Launch, size: usize, parts: usize) -> Result<()> {
+        let launch = launch.value(size as i64).value(self.channels as i64).value(self.lanes as i32);
+        launch.run([self.images as u32, self.tiles as u32, parts.min(65535) as u32], [256, 1, 1], 0)
+    }
+}
+
 impl Op for GlobalAvgPool2d {
     fn name(&self) -> &'static str {
         "global_avg_pool2d"
@@ -36,14 +66,16 @@ impl Op for GlobalAvgPool2d {
         if let Context::Gpu(_) = x.context() {
             // One element per plane: memory order is the same in both layouts.
             let y = Array::uninit(&shape, dtype, x.layout(), &x.context())?;
-            let define = [("scalar_t", dtype.into())];
+            let start = |kernel| Launch::new(&y, FILE, kernel, &[("scalar_t", dtype.into())]);
             if x.layout() == Layout::ChannelsLast {
-                let launch = Launch::new(&y, "pool.cu", "global_avg_columns", &define)?.array(&y).array(x);
-                launch.value((n * c) as i64).value(size as i64).value(c as i64).run_1d(n * c)?;
+                let grid = Columns::new(n, c, dtype);
+                let launch = start(if grid.packed { "global_avg_columns_packed" } else { "global_avg_columns" })?;
+                grid.run(launch.array(&y).array(x), size, 1)?;
             } else {
-                let launch = Launch::new(&y, "pool.cu", "global_avg_rows", &define)?.array(&y).array(x);
-                let blocks = (n * c).div_ceil(8).min(65535) as u32;
-                launch.value((n * c) as i64).value(size as i64).run([blocks, 1, 1], [256, 1, 1], 0)?;
+                // Short planes are shared by fewer threads than a warp has.
+                let team = size.div_ceil(16 / dtype.size()).next_power_of_two().min(32);
+                let launch = start("global_avg_rows")?.array(&y).array(x).value((n * c) as i64).value(size as i64);
+                launch.value(team as i32).run_in_turn((n * c * team).div_ceil(256))?;
             }
             return Ok(vec![y]);
         }
@@ -66,10 +98,15 @@ impl Op for GlobalAvgPool2d {
         let dtype = dy.dtype();
         if let Context::Gpu(_) = dy.context() {
             let dx = Array::uninit(saved.shape(0), dtype, dy.layout(), &dy.context())?;
-            let channels = if dy.layout() == Layout::ChannelsLast { c } else { 1 };
-            let define = [("scalar_t", dtype.into())];
-            let launch = Launch::new(&dx, "pool.cu", "global_avg_bwd", &define)?.array(&dx).array(dy);
-            launch.value(dx.len() as i64).value(size as i64).value(channels as i64).run_1d(dx.len())?;
+            let start = |kernel| Launch::new(&dx, FILE, kernel, &[("scalar_t", dtype.into())]);
+            if dy.layout() == Layout::ChannelsLast {
+                let grid = Columns::new(n, c, dtype);
+                let launch = start(if grid.packed { "global_avg_columns_packed_bwd" } else { "global_avg_columns_bwd" })?;
+                grid.run(launch.array(&dx).array(dy), size, (size * grid.lanes).div_ceil(8 * 256))?;
+            } else {
+                let launch = start("global_avg_rows_bwd")?.array(&dx).array(dy).value(dx.len() as i64).value(size as i64);
+                launch.run_packed(dx.len(), dtype)?;
+            }
             return Ok(vec![Some(dx)]);
         }
         let dx = real_type!(self.name(), dtype, F => {

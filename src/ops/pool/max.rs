@@ -1,6 +1,10 @@
 //! Maximum pooling.
 
-use super::{PoolOptions, Sizes, ordinary, under};
+use super::{
+    PoolOptions,
+    device::{Kernels, Pass},
+    ordinary, under,
+};
 use crate::{
     Array, Context, DType, Error, Layout, Result, Tensor,
     autograd::{Op, Saved, apply1},
@@ -8,7 +12,6 @@ use crate::{
         buffers::Buffer,
         pooling::{PoolShape, max_pool_backward, max_pool_forward},
     },
-    cuda::{Define, Launch},
     dtype::{Element, Real, real_type},
     ops::operands::{only, same_float},
     shape::numel,
@@ -29,6 +32,30 @@ fn places_of(outputs: usize) -> Buffer<i64> {
 /// On the device: the type of a winner's number in its window.
 fn tap_type(kernel: [usize; 2]) -> DType {
     if kernel[0].saturating_mul(kernel[1]) <= 256 { DType::U8 } else { DType::I64 }
+}
+
+fn forward(tap: DType) -> Kernels {
+    match tap {
+        DType::U8 => Kernels { file: "max_pool.cu", each: "max_pool_fwd", packed: Some("max_pool_fwd_packed"), rows: None },
+        _ => wide("max_pool_fwd_wide"),
+    }
+}
+
+fn backward(tap: DType) -> Kernels {
+    match tap {
+        DType::U8 => Kernels {
+            file: "max_pool.cu",
+            each: "max_pool_bwd",
+            packed: Some("max_pool_bwd_packed"),
+            rows: Some("max_pool_bwd_rows"),
+        },
+        _ => wide("max_pool_bwd_wide"),
+    }
+}
+
+/// For windows of more than 256 taps there is one kernel.
+fn wide(name: &'static str) -> Kernels {
+    Kernels { file: "max_pool.cu", each: name, packed: None, rows: None }
 }
 
 /// The definition in plain loops.
@@ -64,9 +91,8 @@ impl Op for MaxPool2d {
             let y = Array::uninit(&shape, dtype, x.layout(), &x.context())?;
             let tap = tap_type(s.kernel);
             let taps = if saved.wanted() { Some(Array::uninit(&shape, tap, x.layout(), &x.context())?) } else { None };
-            let define = [("scalar_t", dtype.into()), ("place_t", Define::Type(tap))];
-            let launch = Launch::new(&y, "pool.cu", "max_pool_fwd", &define)?.array(&y).optional(taps.as_ref()).array(x);
-            launch.value(Sizes::new(self.name(), &s, &shape, x)?).value(y.len() as i64).run_1d(y.len())?;
+            let pass = Pass::new(self.name(), &forward(tap), &s, &shape, &y, false)?;
+            pass.array(Some(&y)).array(taps.as_ref()).array(Some(x)).run()?;
             if let Some(taps) = &taps {
                 saved.keep(taps);
             }
@@ -104,9 +130,8 @@ impl Op for MaxPool2d {
         if let Context::Gpu(_) = dy.context() {
             let dy = dy.to_layout(places.layout())?;
             let dx = Array::uninit(saved.shape(0), dtype, dy.layout(), &dy.context())?;
-            let define = [("scalar_t", dtype.into()), ("place_t", places.dtype().into())];
-            let launch = Launch::new(&dx, "pool.cu", "max_pool_bwd", &define)?.array(&dx).array(&dy).array(places);
-            launch.value(Sizes::new(self.name(), &s, &shape, &dy)?).value(dx.len() as i64).run_1d(dx.len())?;
+            let pass = Pass::new(self.name(), &backward(places.dtype()), &s, &shape, &dx, true)?;
+            pass.array(Some(&dx)).array(Some(&dy)).array(Some(places)).run()?;
             return Ok(vec![Some(dx)]);
         }
         let rows = dy.to_layout(Layout::RowMajor)?;

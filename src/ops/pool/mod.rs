@@ -1,6 +1,7 @@
 //! Pooling over windows (maximum, mean) and over whole planes.
 
 mod avg;
+mod device;
 mod global;
 mod max;
 
@@ -12,7 +13,7 @@ use super::{
     operands::countable,
     window::{Padding, Pair, Window},
 };
-use crate::{Array, Error, Layout, Result, cpu::pooling::PoolShape};
+use crate::{Error, Result, cpu::pooling::PoolShape};
 
 /// The attributes of a pooling; each setter takes one number for both axes or `[height, width]`.
 ///
@@ -91,25 +92,6 @@ impl PoolOptions {
         countable(op, &[n, c, oh, ow])?;
         let (ceil_mode, count_include_pad) = (self.ceil_mode, self.count_include_pad);
         Ok((PoolShape { planes: n * c, h, w, kernel, stride, padding, ceil_mode, count_include_pad }, [n, c, oh, ow]))
-    }
-}
-
-/// The `Pool` of `pool.cu`.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Sizes([i32; 15]);
-
-impl Sizes {
-    /// For x and y in the layout of `a`, one of them; `y` is the output's shape.
-    fn new(op: &'static str, s: &PoolShape, y: &[usize; 4], a: &Array) -> Result<Self> {
-        let [_, c, oh, ow] = *y;
-        let flags = [usize::from(a.layout() == Layout::ChannelsLast), usize::from(s.count_include_pad)];
-        let all = [&[c, s.h, s.w, oh, ow][..], &s.kernel, &s.stride, &s.padding, &flags].concat();
-        let mut out = [0; 15];
-        for (to, v) in out.iter_mut().zip(all) {
-            *to = i32::try_from(v).map_err(|_| Error::shape(op, "an extent is too large for the GPU", &[a.shape()]))?;
-        }
-        Ok(Sizes(out))
     }
 }
 
