@@ -69,6 +69,16 @@ __device__ __forceinline__ acc_t gradient(acc_t dy, acc_t a, acc_t b, int side) 
   }
 }
 
+__device__ __forceinline__ void load_or_splat(acc_t (&v)[PACK], const scalar_t* p, int step) {
+  if (step) {
+    load_pack(v, p);
+    return;
+  }
+  v[0] = load(p);
+#pragma unroll
+  for (int k = 1; k < PACK; ++k) v[k] = v[0];
+}
+
 // y (dense) = f(a, b); w has the strides of a and b
 extern "C" __global__ void binary_fwd(scalar_t* __restrict__ y, const scalar_t* __restrict__ a,
                                       const scalar_t* __restrict__ b, Walk w, i64 n) {
@@ -79,7 +89,23 @@ extern "C" __global__ void binary_fwd(scalar_t* __restrict__ y, const scalar_t* 
   }
 }
 
-// y = f(a, b), all three of one shape in one memory order
+// The same where the innermost axis is whole packs: along it an operand goes on (step 1), from a multiple of a pack, or stays
+// (step 0). Such are biases. Bytes for each element of S bytes: 2 S with a stretched operand, which comes from the caches.
+extern "C" __global__ void binary_rows(scalar_t* __restrict__ y, const scalar_t* __restrict__ a, const scalar_t* __restrict__ b,
+                                       const __grid_constant__ Walk w, int a_step, int b_step, i64 n) {
+  FOR_PACKS(i, n, PACK) {
+    i64 at[2];
+    acc_t u[PACK], v[PACK];
+    offsets(i, w, at);
+    load_or_splat(u, a + at[0], a_step);
+    load_or_splat(v, b + at[1], b_step);
+#pragma unroll
+    for (int k = 0; k < PACK; ++k) u[k] = value(u[k], v[k]);
+    store_pack(y + i, u);
+  }
+}
+
+// y = f(a, b), all three of one shape in one memory order; 3 S bytes for each element
 extern "C" __global__ void binary_same(scalar_t* __restrict__ y, const scalar_t* __restrict__ a, const scalar_t* __restrict__ b,
                                        i64 n) {
   FOR_PACKS(i, n, PACK) {
@@ -104,6 +130,21 @@ extern "C" __global__ void binary_bwd(scalar_t* __restrict__ g, const scalar_t* 
   }
 }
 
+// The same for four arrays of one shape in one memory order; 4 S bytes for each element
+extern "C" __global__ void binary_bwd_same(scalar_t* __restrict__ g, const scalar_t* __restrict__ dy,
+                                           const scalar_t* __restrict__ a, const scalar_t* __restrict__ b, int side, i64 n) {
+  FOR_PACKS(i, n, PACK) {
+    acc_t d[PACK], u[PACK], v[PACK];
+    load_pack(d, dy + i);
+    load_pack(u, a + i);
+    load_pack(v, b + i);
+#pragma unroll
+    for (int k = 0; k < PACK; ++k) d[k] = gradient(d[k], u[k], v[k], side);
+    store_pack(g + i, d);
+  }
+  FOR_REST(i, n, PACK) store(g + i, gradient(load(dy + i), load(a + i), load(b + i), side));
+}
+
 // y = f(x, s), or f(s, x) when flipped
 extern "C" __global__ void scalar_fwd(scalar_t* __restrict__ y, const scalar_t* __restrict__ x, double s, int flipped,
                                       i64 n) {
@@ -125,7 +166,15 @@ extern "C" __global__ void scalar_fwd(scalar_t* __restrict__ y, const scalar_t* 
 extern "C" __global__ void scalar_bwd(scalar_t* __restrict__ dx, const scalar_t* __restrict__ dy,
                                       const scalar_t* __restrict__ x, double s, int flipped, i64 n) {
   acc_t c = (acc_t)s;
-  GRID_STRIDE(i, n) {
+  FOR_PACKS(i, n, PACK) {
+    acc_t v[PACK], d[PACK];
+    load_pack(v, x + i);
+    load_pack(d, dy + i);
+#pragma unroll
+    for (int k = 0; k < PACK; ++k) d[k] = flipped ? gradient(d[k], c, v[k], 1) : gradient(d[k], v[k], c, 0);
+    store_pack(dx + i, d);
+  }
+  FOR_REST(i, n, PACK) {
     acc_t v = load(x + i), d = load(dy + i);
     store(dx + i, flipped ? gradient(d, c, v, 1) : gradient(d, v, c, 0));
   }

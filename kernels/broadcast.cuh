@@ -14,7 +14,7 @@ template <int K> __device__ __forceinline__ void offsets(i64 i, const Walk& w, i
 #pragma unroll
   for (int k = 0; k < K; ++k) at[k] = 0;
   for (int d = (int)w.rank - 1; d > 0; --d) {
-    i64 q = i / w.extent[d], r = i - q * w.extent[d];
+    i64 q = quotient(i, w.extent[d]), r = i - q * w.extent[d];
 #pragma unroll
     for (int k = 0; k < K; ++k) at[k] += r * w.stride[k][d];
     i = q;

@@ -295,18 +295,3 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS)
     }
   }
 }
-
-// parts[blockIdx.y][o] = the sum of dy over that part's `chunk` output pixels, for row-major dy (channels-last has column_sums);
-// grid (o, parts)
-extern "C" __global__ void __launch_bounds__(256)
-    plane_sums(acc_t* __restrict__ parts, const scalar_t* __restrict__ dy, i64 channels, i64 plane, i64 pixels, i64 chunk) {
-  __shared__ acc_t scratch[32];
-  i64 o = blockIdx.x, begin = blockIdx.y * chunk, end = begin + chunk < pixels ? begin + chunk : pixels;
-  acc_t sum = 0;
-  for (i64 p = begin + threadIdx.x; p < end; p += blockDim.x) {
-    i64 n = p / plane;
-    sum += load(dy + (n * channels + o) * plane + (p - n * plane));
-  }
-  sum = block_sum(sum, scratch);
-  if (threadIdx.x == 0) parts[blockIdx.y * channels + o] = sum;
-}

@@ -178,13 +178,13 @@ pub(crate) fn binary(kind: BinaryKind, a: &Array, b: &Array) -> Result<Array> {
                 let launch = launch(kind, "binary_same", &y)?.array(&y).array(a).array(b);
                 return launch.value(y.len() as i64).run_packed(y.len(), y.dtype()).map(|()| y);
             }
-            launch(kind, "binary_fwd", &y)?
-                .array(&y)
-                .array(a)
-                .array(b)
-                .value(walk.for_kernel(kind.name())?)
-                .value(y.len() as i64)
-                .run_1d(y.len())?;
+            let (n, kernel_walk) = (y.len(), walk.for_kernel(kind.name())?);
+            if let Some([a_step, b_step]) = walk.packs(16 / y.dtype().size()) {
+                let launch = launch(kind, "binary_rows", &y)?.array(&y).array(a).array(b).value(kernel_walk);
+                launch.value(a_step).value(b_step).value(n as i64).run_packed(n, y.dtype())?;
+                return Ok(y);
+            }
+            launch(kind, "binary_fwd", &y)?.array(&y).array(a).array(b).value(kernel_walk).value(n as i64).run_1d(n)?;
             Ok(y)
         }
     }
@@ -216,6 +216,10 @@ fn gradient(kind: BinaryKind, side: usize, dy: &Array, a: &Array, b: &Array) -> 
         }),
         Context::Gpu(_) => {
             let g = dy.uninit_like()?;
+            if [a, b].iter().all(|x| x.shape() == dy.shape() && x.layout() == dy.layout()) {
+                let launch = launch(kind, "binary_bwd_same", &g)?.array(&g).array(dy).array(a).array(b);
+                return launch.value(side as i32).value(g.len() as i64).run_packed(g.len(), g.dtype()).map(|()| g);
+            }
             launch(kind, "binary_bwd", &g)?
                 .array(&g)
                 .array(dy)

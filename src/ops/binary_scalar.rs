@@ -121,7 +121,7 @@ impl BinaryScalar {
                     .value(self.scalar)
                     .value(i32::from(self.flipped))
                     .value(dx.len() as i64)
-                    .run_1d(dx.len())?;
+                    .run_packed(dx.len(), dx.dtype())?;
                 Ok(dx)
             }
         }

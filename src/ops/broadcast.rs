@@ -110,6 +110,16 @@ impl<const N: usize> Walk<N> {
         }
     }
 
+    /// The operands' steps along the innermost axis, where kernels may take it in packs of `pack` elements: each operand then
+    /// goes on in steps of 1 from a multiple of `pack`, or stays.
+    pub(crate) fn packs(&self, pack: usize) -> Option<[i32; N]> {
+        let (inner, outer) = (self.inner(), self.extent.len().saturating_sub(1));
+        let aligned = |k: usize| self.stride[k][..outer].iter().all(|s| s.is_multiple_of(pack));
+        let fits = |k: usize| inner[k] == 0 || (inner[k] == 1 && aligned(k));
+        let whole = self.extent.last().is_some_and(|e| e.is_multiple_of(pack));
+        (whole && (0..N).all(fits)).then(|| inner.map(|s| s as i32))
+    }
+
     /// As the kernels take it; at most three operands and eight merged axes.
     pub(crate) fn for_kernel(&self, op: &'static str) -> Result<KernelWalk> {
         let rank = self.extent.len();

@@ -94,7 +94,7 @@ impl Op for Dense {
         };
         let mut grads = vec![dx, dw];
         if saved.inputs() == 3 {
-            let db = || column_sums(self.name(), &dy, rows, units, "matmul.cu", &[("scalar_t", dy.dtype().into())]);
+            let db = || column_sums(self.name(), &dy, rows, units);
             grads.push(if saved.needs(2) { Some(db()?) } else { None });
         }
         Ok(grads)

@@ -89,6 +89,21 @@ impl Dropout {
         let (y, n) = (x.uninit_like()?, x.len());
         let define = [("scalar_t", x.dtype().into())];
         if let (Layout::ChannelsLast, &[n_, c, h, w]) = (x.layout(), x.shape()) {
+            let (pack, size) = (16 / x.dtype().size(), h * w);
+            if c.is_multiple_of(pack) && size.is_multiple_of(4) {
+                let items = n / (4 * pack);
+                return Launch::new(&y, "dropout.cu", "dropout_channels", &define)?
+                    .array(&y)
+                    .array(x)
+                    .draw(self.draw)
+                    .value(self.threshold())
+                    .value(self.scale())
+                    .value(size as i64)
+                    .value(c as i64)
+                    .value(items as i64)
+                    .run_1d(items)
+                    .map(|()| y);
+            }
             let s = strides(x.shape(), Layout::RowMajor);
             Launch::new(&y, "dropout.cu", "dropout_strided", &define)?
                 .array(&y)

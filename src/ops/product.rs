@@ -222,14 +222,7 @@ pub(crate) fn sum_parts(
 }
 
 /// The column sums of row-major `x` seen as (rows, cols): the gradient of a bias.
-pub(crate) fn column_sums(
-    op: &'static str,
-    x: &Array,
-    rows: usize,
-    cols: usize,
-    file: &'static str,
-    define: &[(&'static str, crate::cuda::Define)],
-) -> Result<Array> {
+pub(crate) fn column_sums(op: &'static str, x: &Array, rows: usize, cols: usize) -> Result<Array> {
     if let Context::Cpu = x.context() {
         return real_type!(op, x.dtype(), F => {
             // In double precision, row after row: exact enough for any number of rows.
@@ -244,17 +237,41 @@ pub(crate) fn column_sums(
             Ok(Array::from_real(y, &[cols], x.dtype()))
         });
     }
-    let y = Array::uninit(&[cols], x.dtype(), Layout::RowMajor, &x.context())?;
-    let blocks = cols.div_ceil(32);
-    let (parts, chunk) = split(rows, blocks);
-    let sums = Array::uninit(&[parts, cols], computed_in(x.dtype()), Layout::RowMajor, &x.context())?;
-    Launch::new(&y, file, "column_sums", define)?
-        .array(&sums)
-        .array(x)
-        .value(rows as i64)
-        .value(cols as i64)
-        .value(chunk as i64)
-        .run([blocks as u32, parts as u32, 1], [256, 1, 1], 0)?;
-    sum_parts(&y, &sums, None, parts, cols.max(1), file, define)?;
+    let pack = 16 / x.dtype().size();
+    let packed = cols.is_multiple_of(pack);
+    let groups = if packed { cols / pack } else { cols };
+    let lanes = groups.next_power_of_two().min(32);
+    let blocks = groups.div_ceil(lanes);
+    let kernel = if packed { "column_sums_packed" } else { "column_sums" };
+    in_parts(kernel, x, cols, split(rows, blocks), |launch, chunk, parts| {
+        let launch = launch.value(rows as i64).value(cols as i64).value(chunk as i64).value(lanes as i32);
+        launch.run([blocks as u32, parts, 1], [256, 1, 1], 0)
+    })
+}
+
+/// The sums over all axes but the second of row-major `x`, on a GPU, seen as (images, channels, plane).
+pub(crate) fn plane_sums(x: &Array, images: usize, channels: usize, plane: usize) -> Result<Array> {
+    // A chunk is a multiple of 16 elements.
+    let kernel = if plane.is_multiple_of(16 / x.dtype().size()) { "plane_sums_packed" } else { "plane_sums" };
+    in_parts(kernel, x, channels, split(images * plane, channels), |launch, chunk, parts| {
+        let launch = launch.value(channels as i64).value(plane as i64).value((images * plane) as i64).value(chunk as i64);
+        launch.run([channels as u32, parts, 1], [256, 1, 1], 0)
+    })
+}
+
+/// `n` sums by a kernel of `column_sums.cu` that leaves parts of them, which are added in order.
+fn in_parts(
+    kernel: &'static str,
+    x: &Array,
+    n: usize,
+    (parts, chunk): (usize, usize),
+    run: impl FnOnce(Launch, usize, u32) -> Result<()>,
+) -> Result<Array> {
+    const FILE: &str = "column_sums.cu";
+    let define = [("scalar_t", x.dtype().into())];
+    let y = Array::uninit(&[n], x.dtype(), Layout::RowMajor, &x.context())?;
+    let sums = Array::uninit(&[parts, n], computed_in(x.dtype()), Layout::RowMajor, &x.context())?;
+    run(Launch::new(&y, FILE, kernel, &define)?.array(&sums).array(x), chunk, parts as u32)?;
+    sum_parts(&y, &sums, None, parts, n.max(1), FILE, &define)?;
     Ok(y)
 }

@@ -201,6 +201,9 @@ pub(crate) fn sum_to(a: &Array, shape: &[usize]) -> Result<Array> {
     let stretched = |d: usize| d < skip || (shape[d - skip] == 1 && a.shape()[d] != 1);
     let axes: Vec<isize> = (0..a.rank()).filter(|&d| stretched(d)).map(|d| d as isize).collect();
     let plan = Plan::new("sum_to", a, &axes, true, Order::Memory)?;
+    if let Some(sums) = gpu::bias_sums(a, &plan)? {
+        return sums.reshape(shape);
+    }
     let y = fold(a, &plan, Fold::Sum, 1.0, wide_integer(a.dtype()))?;
     if y.shape() == shape { Ok(y) } else { y.reshape(shape) }
 }

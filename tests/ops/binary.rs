@@ -26,6 +26,12 @@ const SHAPES: &[(&[usize], &[usize])] = &[
     (&[0, 3], &[3]),
     (&[2, 0, 1], &[1, 4]),
     (&[2, 1, 3, 1, 2], &[3, 1, 4, 1]),
+    // Whole packs along the innermost axis: biases in both layouts, other strides beside them.
+    (&[2, 16, 3, 16], &[1, 16, 1, 1]),
+    (&[3, 32], &[32]),
+    (&[3, 1], &[5, 1, 16]),
+    (&[2, 8, 16], &[2, 1, 16]),
+    (&[35, 9], &[35, 9]),
 ];
 
 const KINDS: &[BinaryKind] = &[Add, Sub, Mul, Div, Power, Maximum, Minimum, Eq, Ne, Lt, Le, Gt, Ge];

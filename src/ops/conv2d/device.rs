@@ -5,7 +5,7 @@ use crate::{
     Array, Error, Layout, Result,
     cpu::conv::ConvShape,
     cuda::{Define, Launch},
-    ops::product::{column_sums, computed_in, split, sum_parts},
+    ops::product::{column_sums, computed_in, plane_sums, split, sum_parts},
     shape::strides,
 };
 
@@ -132,21 +132,8 @@ pub(super) fn backward_weight(op: &'static str, dy: &Array, x: &Array, s: &ConvS
 
 pub(super) fn backward_bias(op: &'static str, dy: &Array, s: &ConvShape) -> Result<Array> {
     let [n, o, oh, ow] = output(s);
-    let (plane, pixels, define) = (oh * ow, n * oh * ow, defines(dy, dy.layout()));
-    if dy.layout() == Layout::ChannelsLast {
-        return column_sums(op, dy, pixels, o, FILE, &define);
+    match dy.layout() {
+        Layout::ChannelsLast => column_sums(op, dy, n * oh * ow, o),
+        Layout::RowMajor => plane_sums(dy, n, o, oh * ow),
     }
-    let db = Array::uninit(&[o], dy.dtype(), Layout::RowMajor, &dy.context())?;
-    let (parts, chunk) = split(pixels, o);
-    let sums = Array::uninit(&[parts, o], computed_in(dy.dtype()), Layout::RowMajor, &dy.context())?;
-    Launch::new(&db, FILE, "plane_sums", &define)?
-        .array(&sums)
-        .array(dy)
-        .value(o as i64)
-        .value(plane as i64)
-        .value(pixels as i64)
-        .value(chunk as i64)
-        .run([o as u32, parts as u32, 1], [256, 1, 1], 0)?;
-    sum_parts(&db, &sums, None, parts, 1, FILE, &define)?;
-    Ok(db)
 }

@@ -3,7 +3,10 @@
 use crate::{
     Array, DType, Layout, Result,
     cuda::{Define, Dims, Launch},
-    ops::broadcast::Walk,
+    ops::{
+        broadcast::Walk,
+        product::{column_sums, plane_sums},
+    },
 };
 
 use super::{Fold, plan::Plan};
@@ -71,6 +74,20 @@ fn fold_name(how: Fold) -> &'static str {
         Fold::Prod => "PROD",
         Fold::ProdNonzero => "PROD_NONZERO",
         Fold::Zeros => "ZEROS",
+    }
+}
+
+/// The sums of a bias' gradient in either layout, by kernels of their own: all rows of a dense matrix, or all planes of each channel.
+pub(super) fn bias_sums(x: &Array, plan: &Plan) -> Result<Option<Array>> {
+    if !x.context().is_gpu() || !x.dtype().is_float() {
+        return Ok(None);
+    }
+    match (&plan.kept[..], &plan.reduced[..]) {
+        (&[(cols, 1)], &[(rows, stride)]) if stride == cols => column_sums("sum_to", x, rows, cols).map(Some),
+        (&[(channels, plane)], &[(images, stride), (elements, 1)]) if elements == plane && stride == channels * plane => {
+            plane_sums(x, images, channels, plane).map(Some)
+        }
+        _ => Ok(None),
     }
 }
 
