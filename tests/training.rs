@@ -3,7 +3,7 @@
 use std::sync::atomic::AtomicBool;
 
 use hadal::{
-    Context, Result, Tensor, Trainer, autograd, cpu,
+    Context, DType, Result, Tensor, Trainer, autograd, check, cpu,
     data::{DataLoader, FashionMnist, Position},
     init,
     loss::SoftmaxCrossEntropy,
@@ -141,13 +141,26 @@ fn evaluation_does_not_depend_on_the_batch_size() -> Result<()> {
 fn the_gpu_loader_gives_the_cpus_batches() -> Result<()> {
     let Some(gpu) = common::gpu() else { return Ok(()) };
     let set = FashionMnist::sample("a test")?.train.take(70);
-    for side in [28, 14, 96, 33] {
-        let make = |ctx: &Context| -> Result<Vec<(Vec<f32>, Vec<f64>)>> {
-            let loader = DataLoader::new(&set, 32, ctx)?.resize(side, side)?.shuffle(9);
-            loader.epoch(2)?.map(|b| b.and_then(|(x, y)| Ok((x.to_vec()?, y.array().to_f64_vec()?)))).collect()
-        };
-        assert_eq!(make(&gpu)?, make(&cpu())?, "side {side}");
+    // The last one is too wide for its rows to be kept in shared memory.
+    for (h, w) in [(28, 28), (14, 14), (96, 96), (33, 33), (2, 900)] {
+        for dtype in [DType::F32, DType::F64, DType::F16, DType::BF16] {
+            let make = |ctx: &Context| -> Result<Vec<(Vec<f64>, Vec<f64>)>> {
+                let loader = DataLoader::new(&set, 32, ctx)?.dtype(dtype)?.resize(h, w)?.shuffle(9);
+                let values = |(x, y): (Tensor, Tensor)| {
+                    assert_eq!((x.dtype(), y.dtype()), (dtype, DType::I64));
+                    Ok((x.array().to_f64_vec()?, y.array().to_f64_vec()?))
+                };
+                loader.epoch(2)?.map(|b| b.and_then(values)).collect()
+            };
+            let cpu = make(&cpu())?;
+            assert_eq!(make(&gpu)?, cpu, "{h}x{w} {dtype}");
+            // Every pixel is a byte's.
+            let bytes = cpu.iter().flat_map(|b| &b.0).map(|v| v * 255.0);
+            let off = bytes.map(|v| (v - v.round()).abs()).fold(0.0, f64::max);
+            assert!(off <= 255.0 * check::bound(dtype), "{off}");
+        }
     }
+    assert!(DataLoader::new(&set, 32, &gpu)?.dtype(DType::U8).is_err());
     Ok(())
 }
 

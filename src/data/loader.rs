@@ -6,9 +6,11 @@ use std::{
 };
 
 use super::{Batches, ImageSet, LastBatch, Position, Prefetch, ResizePlan, Sampler};
-use crate::{Array, Context, DType, Error, Layout, Result, Tensor, cpu::buffers::Buffer, cuda::Launch};
+use crate::{
+    Array, Context, DType, Element, Error, Layout, Result, Tensor, cpu::buffers::Buffer, cuda::Launch, dtype::element_type,
+};
 
-/// Images (N, 1, H, W) in [0, 1] and labels (N,) of type i64.
+/// Images (N, 1, H, W) in [0, 1], f32 unless asked otherwise, and labels (N,) of type i64.
 pub type Batch = (Tensor, Tensor);
 
 /// Hands out an [`ImageSet`] in batches on a context.
@@ -31,10 +33,19 @@ pub struct DataLoader {
     workers: usize,
 }
 
+/// The `Images` of `kernels/data.cu`: h, w, oh, ow and whether rows are staged.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Images {
+    count: i64,
+    sizes: [i32; 6],
+}
+
 /// What worker threads need.
 struct Shared {
     set: ImageSet,
     plan: ResizePlan,
+    dtype: DType,
     context: Context,
     /// Images and labels as bytes, and the resize table, on the device; uploaded at the first batch.
     device: OnceLock<[Array; 3]>,
@@ -47,15 +58,38 @@ impl DataLoader {
     /// [`Error::Invalid`] for a batch size of 0.
     pub fn new(set: &ImageSet, batch_size: usize, ctx: &Context) -> Result<Self> {
         let plan = ResizePlan::new(set.rows(), set.cols(), set.rows(), set.cols())?;
-        let shared = Shared { set: set.clone(), plan, context: *ctx, device: OnceLock::new() };
+        let shared = Shared { set: set.clone(), plan, dtype: DType::F32, context: *ctx, device: OnceLock::new() };
         Ok(DataLoader { shared: Arc::new(shared), sampler: Sampler::new(set.len(), batch_size)?, workers: 2 })
     }
 
     /// Resizes every image to `h` × `w`, bilinear on bytes.
     pub fn resize(mut self, h: usize, w: usize) -> Result<Self> {
-        let Shared { set, context, .. } = &*self.shared;
+        let Shared { set, dtype, context, .. } = &*self.shared;
         let plan = ResizePlan::new(set.rows(), set.cols(), h, w)?;
-        self.shared = Arc::new(Shared { set: set.clone(), plan, context: *context, device: OnceLock::new() });
+        let shared = Shared { set: set.clone(), plan, dtype: *dtype, context: *context, device: OnceLock::new() };
+        self.shared = Arc::new(shared);
+        Ok(self)
+    }
+
+    /// Gives images in this dtype (f32 by default), each pixel rounded once, so that a net of 16-bit parameters needs no cast.
+    ///
+    /// ```
+    /// use hadal::{DType, cpu, data::{DataLoader, FashionMnist}};
+    /// let set = FashionMnist::sample("an example")?.test.take(8);
+    /// let (x, _) = DataLoader::new(&set, 8, &cpu())?.dtype(DType::BF16)?.epoch(0)?.next().unwrap()?;
+    /// assert_eq!(x.dtype(), DType::BF16);
+    /// # Ok::<(), hadal::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::DType`] for an integer type, in which 0 to 1 has no place.
+    pub fn dtype(mut self, dtype: DType) -> Result<Self> {
+        if !dtype.is_float() {
+            return Err(Error::DType { op: "data", dtype, hint: "images in [0, 1] need a float type" });
+        }
+        let Shared { set, plan, context, .. } = &*self.shared;
+        let shared = Shared { set: set.clone(), plan: plan.clone(), dtype, context: *context, device: OnceLock::new() };
+        self.shared = Arc::new(shared);
         Ok(self)
     }
 
@@ -126,11 +160,16 @@ impl Shared {
     fn on_host(&self, numbers: &[u32]) -> Result<Batch> {
         let (pixels, labels) = self.set.gather(numbers, Some(&self.plan))?;
         let (h, w) = self.plan.target();
-        let mut x = Buffer::<f32>::stale(pixels.len());
-        for (x, &byte) in x.iter_mut().zip(&pixels) {
-            *x = f32::from(byte) / 255.0;
-        }
-        let x = Array::from_real(x, &[numbers.len(), 1, h, w], DType::F32);
+        let x = element_type!(self.dtype, T => {
+            // Divided in f32 at least, as a kernel does.
+            let units: Vec<T> = (0..=255u8).map(|byte| match self.dtype {
+                DType::F64 => T::from_f64(f64::from(byte) / 255.0),
+                _ => T::from_f64(f64::from(f32::from(byte) / 255.0)),
+            }).collect();
+            let mut x = Buffer::<T>::stale(pixels.len());
+            x.iter_mut().zip(&pixels).for_each(|(x, &byte)| *x = units[usize::from(byte)]);
+            Array::host(T::wrap(x), &[numbers.len(), 1, h, w], self.dtype)
+        });
         let y = labels.into_iter().map(i64::from).collect::<Vec<i64>>();
         Ok((Tensor::new(x), Tensor::from_vec(y, &[numbers.len()], &Context::Cpu)?))
     }
@@ -157,29 +196,23 @@ impl Shared {
         let ((h, w), (oh, ow)) = (self.plan.source(), self.plan.target());
         let small = |v: usize| i32::try_from(v).map_err(|_| Error::invalid("data", format!("an extent of {v} is too large")));
         let index = Array::from_vec(numbers.iter().map(|&i| i64::from(i)).collect::<Vec<i64>>(), &[n], &self.context)?;
-        let x = Array::uninit(&[n, 1, oh, ow], DType::F32, Layout::RowMajor, &self.context)?;
+        let x = Array::uninit(&[n, 1, oh, ow], self.dtype, Layout::RowMajor, &self.context)?;
         let y = Array::uninit(&[n], DType::I64, Layout::RowMajor, &self.context)?;
-        let count = self.set.len() as i64;
-        let scalar = [("scalar_t", DType::F32.into())];
-        Launch::new(&x, "data.cu", "gather_resize_scale", &scalar)?
+        // Source rows of the output's width, in 16 bits, where a block may have as much without asking.
+        let rows = h * ow * 2;
+        let staged = rows <= 48 << 10;
+        let sizes = [small(h)?, small(w)?, small(oh)?, small(ow)?, i32::from(staged), 0];
+        // Small batches leave room for several blocks to an image.
+        let parts = (1024 / n.max(1)).clamp(1, 4).min(oh) as u32;
+        Launch::new(&x, "data.cu", "gather_resize_scale", &[("scalar_t", self.dtype.into())])?
             .array(&x)
-            .array(images)
-            .array(&index)
-            .array(taps)
-            .value(count)
-            .value(small(h)?)
-            .value(small(w)?)
-            .value(small(oh)?)
-            .value(small(ow)?)
-            .value(x.len() as i64)
-            .run_1d(x.len())?;
-        Launch::new(&y, "data.cu", "gather_labels", &scalar)?
             .array(&y)
+            .array(images)
             .array(labels)
             .array(&index)
-            .value(count)
-            .value(n as i64)
-            .run_1d(n)?;
+            .array(taps)
+            .value(Images { count: self.set.len() as i64, sizes })
+            .run([n as u32, parts, 1], [256, 1, 1], if staged { rows as u32 } else { 0 })?;
         Ok((Tensor::new(x), Tensor::new(y)))
     }
 }
