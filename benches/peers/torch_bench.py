@@ -68,10 +68,14 @@ def forward_of(op, case):
         "Relu": F.relu,
         "Sigmoid": torch.sigmoid,
         "Add": lambda a, b: a + b,
+        "AddBias": lambda x, b: x + b,
+        "Maximum": torch.maximum,
+        "Cast": lambda x: x.to(torch.bfloat16 if x.dtype == torch.float32 else torch.float32),
         "BatchNorm": lambda x, g, b: F.batch_norm(x, None, None, g, b, True),
         "BatchNormRelu": lambda x, g, b: F.relu(F.batch_norm(x, None, None, g, b, True)),
         "BatchNormAddRelu": lambda x, g, b, r: F.relu(F.batch_norm(x, None, None, g, b, True) + r),
         "MaxPool": lambda x: F.max_pool2d(x, 3, 2, 1),
+        "AvgPool": lambda x: F.avg_pool2d(x, 2),
         "GlobalAvgPool": lambda x: x.mean((2, 3), keepdim=True),
         "Dropout": lambda x: F.dropout(x, 0.5, True),
         "Softmax": lambda x: F.softmax(x, -1),
@@ -88,6 +92,9 @@ def gradients_of(op, case):
         "BatchNormRelu": [("dx, dγ, dβ", [0, 1, 2])],
         "BatchNormAddRelu": [("dx, dγ, dβ, dr", [0, 1, 2, 3])],
         "Add": [],
+        "Cast": [],
+        "AddBias": [("db", [1])],
+        "Maximum": [("da", [0])],
     }.get(op, [("dx", [0])])
 
 

@@ -22,12 +22,19 @@ enum Kind {
     Relu,
     Sigmoid,
     Add,
+    /// Shapes x, b; b is stretched.
+    AddBias,
+    /// Of two operands; its gradient looks at both.
+    Maximum,
+    /// To f32, or to bf16 from there.
+    Cast,
     BatchNorm,
     /// With ReLU in the same pass.
     BatchNormRelu,
     /// With a residual (the last input) and ReLU in the same pass.
     BatchNormAddRelu,
     MaxPool,
+    AvgPool,
     GlobalAvgPool,
     Dropout,
     Softmax,
@@ -67,11 +74,14 @@ impl Case {
             Kind::Dense => x.dense(&t[1], Some(&t[2])),
             Kind::Relu => x.relu(),
             Kind::Sigmoid => x.sigmoid(),
-            Kind::Add => x + &t[1],
+            Kind::Add | Kind::AddBias => x + &t[1],
+            Kind::Maximum => x.maximum(&t[1]),
+            Kind::Cast => x.cast(if x.dtype() == DType::F32 { DType::BF16 } else { DType::F32 }),
             Kind::BatchNorm => Ok(x.batch_norm(&t[1], &t[2], 1e-5)?.0),
             Kind::BatchNormRelu => Ok(x.batch_norm_relu(&t[1], &t[2], None, 1e-5)?.0),
             Kind::BatchNormAddRelu => Ok(x.batch_norm_relu(&t[1], &t[2], Some(&t[3]), 1e-5)?.0),
             Kind::MaxPool => x.max_pool2d(PoolOptions::new([3, 3]).stride([2, 2]).padding([1, 1])),
+            Kind::AvgPool => x.avg_pool2d(PoolOptions::new(2)),
             Kind::GlobalAvgPool => x.global_avg_pool2d(),
             Kind::Dropout => x.dropout(0.5),
             Kind::Softmax => x.softmax(-1),
@@ -91,6 +101,18 @@ impl Case {
         2.0 * (count(y) * per_output) as f64
     }
 
+    /// Elements that a backward pass reads beside dy, which has y's shape; `others` are those of the inputs without gradients.
+    fn kept(&self, y: &[usize], others: usize, size: f64) -> f64 {
+        match self.kind {
+            Kind::AddBias | Kind::AvgPool | Kind::GlobalAvgPool | Kind::Dropout | Kind::SoftmaxCrossEntropy => 0.0,
+            // A byte for each output, in elements of `size` bytes.
+            Kind::MaxPool => count(y) as f64 / size,
+            Kind::Maximum => 2.0 * others as f64,
+            _ if others == 0 => count(&self.shapes[0]) as f64,
+            _ => others as f64,
+        }
+    }
+
     /// The inputs that gradients are measured for, each alone, and what the measurement is called.
     fn gradients(&self) -> &'static [(&'static str, &'static [usize])] {
         match self.kind {
@@ -101,7 +123,9 @@ impl Case {
             Kind::Dense => &[("dx", &[0]), ("dw, db", &[1, 2])],
             Kind::BatchNorm | Kind::BatchNormRelu => &[("dx, dγ, dβ", &[0, 1, 2])],
             Kind::BatchNormAddRelu => &[("dx, dγ, dβ, dr", &[0, 1, 2, 3])],
-            Kind::Add | Kind::Copy => &[],
+            Kind::Add | Kind::Copy | Kind::Cast => &[],
+            Kind::AddBias => &[("db", &[1])],
+            Kind::Maximum => &[("da", &[0])],
             _ => &[("dx", &[0])],
         }
     }
@@ -150,14 +174,24 @@ pub fn table(o: &Options) -> Vec<Case> {
         Case::new("relu", Kind::Relu, &[&map]),
         Case::new("sigmoid", Kind::Sigmoid, &[&map]),
         Case::new("add", Kind::Add, &[&map, &map]),
+        Case::new("add bias", Kind::AddBias, &[&map, &[1, c, 1, 1]]),
+        Case::new("maximum", Kind::Maximum, &[&map, &map]),
+        Case::new("cast", Kind::Cast, &[&map]),
         Case::new("batch_norm", Kind::BatchNorm, &[&map, &[c], &[c]]),
         Case::new("batch_norm + relu", Kind::BatchNormRelu, &[&map, &[c], &[c]]),
         Case::new("batch_norm + add + relu", Kind::BatchNormAddRelu, &[&map, &[c], &[c], &map]),
         Case::new("max_pool2d 3x3/2", Kind::MaxPool, &[&map]),
+        Case::new("avg_pool2d 2x2", Kind::AvgPool, &[&map]),
         Case::new("global_avg_pool2d", Kind::GlobalAvgPool, &[&map]),
         Case::new("dropout", Kind::Dropout, &[&wide]),
+        Case::new("dropout of images", Kind::Dropout, &[&map]),
         Case::new("softmax", Kind::Softmax, &[&wide]),
         Case::new("softmax_cross_entropy", Kind::SoftmaxCrossEntropy, &[&wide, &wide[..1]]),
+        Case::new(
+            "softmax_cross_entropy 10",
+            Kind::SoftmaxCrossEntropy,
+            &[&[map[0] * map[2] * map[3], 10], &[map[0] * map[2] * map[3]]],
+        ),
     ]);
     all.retain(|case| case.name.contains(&o.only));
     all
@@ -243,11 +277,12 @@ fn measure(case: &Case, numbers: Numbers, o: &Options) -> Result<Vec<Row>> {
         case.shapes.iter().enumerate().map(tensor).collect()
     };
     let x = inputs(&[])?;
-    let y = case.forward(&x)?.shape();
+    let y = case.forward(&x)?;
+    let (y, y_size) = (y.shape(), y.dtype().size() as f64);
     let work = &mut || autograd::train_mode(|| case.forward(&x)).map(drop);
     let forward = clock::time(&o.ctx, o.quick, work)?;
     let size = dtype.size() as f64;
-    let (read, written) = (case.shapes.iter().map(|s| count(s)).sum::<usize>() as f64 * size, count(&y) as f64 * size);
+    let (read, written) = (case.shapes.iter().map(|s| count(s)).sum::<usize>() as f64 * size, count(&y) as f64 * y_size);
     let row = |pass, seconds, bytes| Row { name: case.name.clone(), pass, numbers, seconds, flops: case.flops(&y), bytes };
     let mut rows = vec![row("forward", forward, read + written)];
     for &(pass, of) in case.gradients() {
@@ -257,13 +292,15 @@ fn measure(case: &Case, numbers: Numbers, o: &Options) -> Result<Vec<Row>> {
         // dy and the other inputs are read, the gradients written.
         let gradients: usize = of.iter().map(|&i| count(&case.shapes[i])).sum();
         let others: usize = (0..case.shapes.len()).filter(|i| !of.contains(i)).map(|i| count(&case.shapes[i])).sum();
-        let kept = if others == 0 { count(&case.shapes[0]) } else { others };
+        let kept = case.kept(&y, others, size);
         let backward = both - forward;
         if backward < 0.02 * both {
             eprintln!("{} {pass}: lost in the noise of the forward pass", case.name);
             continue;
         }
-        rows.push(row(pass, backward, written + (kept + gradients) as f64 * size));
+        // The gradient that the forward pass writes beside the losses needs no dy.
+        let dy = if case.kind == Kind::SoftmaxCrossEntropy { 0.0 } else { written };
+        rows.push(row(pass, backward, dy + kept * size + gradients as f64 * size));
     }
     Ok(rows)
 }
