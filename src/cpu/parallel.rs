@@ -10,7 +10,7 @@ use rayon::{ThreadPoolBuilder, prelude::*};
 use super::simd;
 
 /// Below this many elements a loop stays on its thread.
-const SERIAL: usize = 32 << 10;
+pub(crate) const SERIAL: usize = 32 << 10;
 /// Elements that one task takes.
 const CHUNK: usize = 16 << 10;
 

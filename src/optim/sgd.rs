@@ -217,6 +217,9 @@ impl Rule {
                 *w += if self.lr_inside { go } else { -lr * go };
             }
         };
+        if w.len() < parallel::SERIAL {
+            return run(((w, m), g));
+        }
         const CHUNK: usize = 16 << 10;
         w.par_chunks_mut(CHUNK).zip(m.par_chunks_mut(CHUNK)).zip(g.par_chunks(CHUNK)).for_each(run);
     }
