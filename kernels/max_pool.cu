@@ -97,6 +97,7 @@ extern "C" __global__ void __launch_bounds__(256, sizeof(scalar_t) == 8 ? 2 : 4)
       best[k] = -(acc_t)__uint_as_float(0x7f800000u);
       tap[k] = first;
     }
+#pragma unroll(WINDOW ? 3 : 1)
     for (int a = 0; a < KH; ++a) {
       if ((unsigned)(row + a) >= (unsigned)s.h) continue;
       const scalar_t* line = x + at.x + (i64)(row + a) * s.w * s.c;
