@@ -53,7 +53,8 @@ template <class T>
 __device__ __forceinline__ void multiply_pixels(float (&d)[COLS / 2], Ring<STAGES>& ring, Turn<STAGES>& turn, int steps) {
   multiply<false, false>(d, ring, turn, steps);
 }
-template <> __device__ __forceinline__ void multiply_pixels<float>(float (&d)[COLS / 2], Ring<STAGES>& ring, Turn<STAGES>& turn, int steps) {
+template <>
+__device__ __forceinline__ void multiply_pixels<float>(float (&d)[COLS / 2], Ring<STAGES>& ring, Turn<STAGES>& turn, int steps) {
   const int group = threadIdx.x / 128, offset_a = group % DOWN * BOX, offset_b = A_BYTES + group / DOWN * (COLS * 128);
   const bool speaks = threadIdx.x % 32 == 0;
   auto split = [&] {

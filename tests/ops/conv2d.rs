@@ -47,6 +47,10 @@ pub fn cases() -> Result<Vec<Case>> {
     add([2, 4, 4, 5], [6, 2, 3, 3], o().groups(2).padding(1), true, true)?;
     add([2, 5, 6, 5], [5, 1, 3, 3], o().groups(5).padding(1).stride(2), true, true)?;
     add([1, 3, 5, 5], [6, 1, 3, 2], o().groups(3).dilation([1, 2]), false, true)?;
+    // Depthwise with channels by 16 bytes; with weights for which a block's shared memory is too small.
+    add([2, 24, 7, 6], [24, 1, 3, 3], o().groups(24).padding(1).stride([2, 1]), true, true)?;
+    add([1, 16, 6, 8], [16, 1, 2, 4], o().groups(16).padding([1, 0, 2, 3]).stride([1, 3]).dilation([2, 1]), false, true)?;
+    add([2, 40, 12, 11], [40, 1, 11, 11], o().groups(40).padding(5), true, false)?;
     // No image; no channel in or out.
     add([0, 2, 4, 4], [3, 2, 3, 3], o(), true, true)?;
     add([2, 0, 4, 4], [3, 0, 3, 3], o(), true, true)?;

@@ -1,6 +1,7 @@
-//! Convolution on the GPU: on tensor cores where [`wgmma`] or [`mma`] takes it, else by `kernels/conv2d.cu`, for either layout of x and y.
+//! Convolution on the GPU: channel by channel by [`depthwise`], on tensor cores where [`wgmma`] or [`mma`] takes it, else by
+//! `kernels/conv2d.cu`, for either layout of x and y.
 
-use super::{mma, output, wgmma};
+use super::{depthwise, mma, output, wgmma};
 use crate::{
     Array, Error, Layout, Result,
     cpu::conv::ConvShape,
@@ -69,6 +70,9 @@ fn grid(op: &'static str, rows: usize, cols: usize, parts: usize, groups: usize)
 }
 
 pub(super) fn forward(op: &'static str, x: &Array, w: &Array, b: Option<&Array>, s: &ConvShape) -> Result<Array> {
+    if let Some(y) = depthwise::forward(x, w, b, s)? {
+        return Ok(y);
+    }
     if let Some(y) = wgmma::forward(x, w, b, s)? {
         return Ok(y);
     }
@@ -84,6 +88,9 @@ pub(super) fn forward(op: &'static str, x: &Array, w: &Array, b: Option<&Array>,
 }
 
 pub(super) fn backward_data(op: &'static str, dy: &Array, w: &Array, s: &ConvShape) -> Result<Array> {
+    if let Some(dx) = depthwise::backward_data(dy, w, s)? {
+        return Ok(dx);
+    }
     if let Some(dx) = wgmma::backward_data(dy, w, s)? {
         return Ok(dx);
     }
@@ -103,6 +110,9 @@ pub(super) fn backward_data(op: &'static str, dy: &Array, w: &Array, s: &ConvSha
 }
 
 pub(super) fn backward_weight(op: &'static str, dy: &Array, x: &Array, s: &ConvShape) -> Result<Array> {
+    if let Some(dw) = depthwise::backward_weight(dy, x, s)? {
+        return Ok(dw);
+    }
     if let Some(dw) = wgmma::backward_weight(dy, x, s)? {
         return Ok(dw);
     }

@@ -1,5 +1,6 @@
 //! 2-D convolution (cross-correlation, as all frameworks call it), its options and its gradients.
 
+mod depthwise;
 mod device;
 mod halo;
 mod host;
