@@ -1,6 +1,6 @@
 //! Convolution on the GPU: on tensor cores where [`wgmma`] or [`mma`] takes it, else by `kernels/conv2d.cu`, for either layout of x and y.
 
-use super::{mma, output, wgmma};
+use super::{Filters, Gradient, mma, output, wgmma};
 use crate::{
     Array, Error, Layout, Result,
     cpu::conv::ConvShape,
@@ -56,6 +56,32 @@ impl Sizes {
     }
 }
 
+/// Both convolutions of a pair, in one launch where the kernels for Hopper take it.
+pub(super) fn forward_pair(op: &'static str, x: &Array, convs: &[Filters; 2]) -> Result<Vec<Array>> {
+    match wgmma::forward(x, convs)? {
+        Some(both) => Ok(both),
+        None => convs.iter().map(|&(w, b, s)| forward(op, x, w, b, s)).collect(),
+    }
+}
+
+/// The sum of both gradients of x.
+pub(super) fn backward_data_pair(op: &'static str, convs: &[Gradient; 2]) -> Result<Array> {
+    if let Some(dx) = wgmma::backward_data(convs)? {
+        return Ok(dx);
+    }
+    let [first, second] = *convs;
+    let mut dx = backward_data(op, first.0, first.1, first.2)?;
+    dx.add_assign(&backward_data(op, second.0, second.1, second.2)?)?;
+    Ok(dx)
+}
+
+pub(super) fn backward_weight_pair(op: &'static str, x: &Array, convs: &[(&Array, &ConvShape); 2]) -> Result<Vec<Array>> {
+    match wgmma::backward_weight(x, convs)? {
+        Some(both) => Ok(both),
+        None => convs.iter().map(|&(dy, s)| backward_weight(op, dy, x, s)).collect(),
+    }
+}
+
 fn defines(y: &Array, layout: Layout) -> [(&'static str, Define); 2] {
     [("scalar_t", y.dtype().into()), ("CHANNELS_LAST", Define::Int(i64::from(layout == Layout::ChannelsLast)))]
 }
@@ -69,7 +95,7 @@ fn grid(op: &'static str, rows: usize, cols: usize, parts: usize, groups: usize)
 }
 
 pub(super) fn forward(op: &'static str, x: &Array, w: &Array, b: Option<&Array>, s: &ConvShape) -> Result<Array> {
-    if let Some(y) = wgmma::forward(x, w, b, s)? {
+    if let Some(y) = wgmma::forward(x, &[(w, b, s)])?.and_then(|mut y| y.pop()) {
         return Ok(y);
     }
     if let Some(y) = mma::forward(x, w, b, s)? {
@@ -84,7 +110,7 @@ pub(super) fn forward(op: &'static str, x: &Array, w: &Array, b: Option<&Array>,
 }
 
 pub(super) fn backward_data(op: &'static str, dy: &Array, w: &Array, s: &ConvShape) -> Result<Array> {
-    if let Some(dx) = wgmma::backward_data(dy, w, s)? {
+    if let Some(dx) = wgmma::backward_data(&[(dy, w, s)])? {
         return Ok(dx);
     }
     if let Some(dx) = mma::backward_data(dy, w, s)? {
@@ -103,7 +129,7 @@ pub(super) fn backward_data(op: &'static str, dy: &Array, w: &Array, s: &ConvSha
 }
 
 pub(super) fn backward_weight(op: &'static str, dy: &Array, x: &Array, s: &ConvShape) -> Result<Array> {
-    if let Some(dw) = wgmma::backward_weight(dy, x, s)? {
+    if let Some(dw) = wgmma::backward_weight(x, &[(dy, s)])?.and_then(|mut dw| dw.pop()) {
         return Ok(dw);
     }
     if let Some(dw) = mma::backward_weight(dy, x, s)? {
