@@ -57,6 +57,7 @@ struct Conv {
   int n, h, w;             // the images written
   int groups;
   int chunk, parts;        // 2: steps of k for each part
+  int adds;                // to what the images hold
 };
 
 // A block's tile: the phases that add up to it are `last` and perhaps the one before.
@@ -100,6 +101,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     return piece(tile - f.begin, ceil_div(s.channels[f.of].rows, TILE_M), ceil_div(s.n * f.down.count * f.across.count, TILE_N), 1);  // outer: the group
   };
   auto steps_of = [&](const Phase& f) { return ceil_div(s.channels[f.of].count, DEPTH) * f.down.taps * f.across.taps; };
+  auto steps_of_tile = [&](int tile) {
+    const int last = last_phase(s, tile), first = first_phase(s, last);
+    return steps_of(s.phase[last]) + (first < last ? steps_of(s.phase[first]) : 0);
+  };
   if (threadIdx.x >= GROUPS * 128) {
     if (!elect_one()) return;
 #pragma unroll 1
@@ -135,24 +140,23 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
   }
 #pragma unroll 1
   for (int tile = blockIdx.x; tile < s.tiles; tile += gridDim.x) {
-    const int last = last_phase(s, tile), first = first_phase(s, last);
-    const Phase& f = s.phase[last];
     float d[COLS / 2];
-    multiply<PASS == 0, true>(d, ring, turn, steps_of(f) + (first < last ? steps_of(s.phase[first]) : 0));
-    const Piece p = piece_of(tile, f);  // not in registers meanwhile
+    multiply<PASS == 0, true>(d, ring, turn, steps_of_tile(tile));
+    const Phase& f = s.phase[last_phase(s, tile)];  // not in registers meanwhile
+    const Piece p = piece_of(tile, f);
     const int rows = s.channels[f.of].rows, before = p.outer * rows, all = s.groups * rows;
-    scalar_t* images = f.of ? images1 : images0;
+    scalar_t* images = (f.of ? images1 : images0) + before;
     const scalar_t* bias = f.of ? bias1 : bias0;
     add_by_row(d, bias ? bias + before : bias, p.m0, rows);
     const int count = s.n * f.down.count * f.across.count;
     const bool dense = f.down.stride == 1 && f.across.stride == 1;
     put_columns(d, p.m0, p.n0, rows, [&](int pixel) {
       if (pixel >= count) return (scalar_t*)0;
-      if (dense) return images + (i64)pixel * all + before;
+      if (dense) return images + (i64)pixel * all;
       const Place to = place(pixel, f);
       const int y = f.down.start + to.y * f.down.stride, x = f.across.start + to.x * f.across.stride;
-      return images + (((i64)to.n * s.h + y) * s.w + x) * all + before;
-    });
+      return images + (((i64)to.n * s.h + y) * s.w + x) * all;
+    }, s.adds);
   }
 }
 

@@ -161,9 +161,10 @@ fn pairs_agree_in_every_tile() -> Result<()> {
             inputs.extend(bias.then(|| random(&w[..1], 9)).transpose()?);
         }
         let op = Conv2dPair::new(*options, bias);
-        agrees(BRAIN, Force { tile: i, parts: 1 + i % 3, halo: false }, 3, &op, &inputs, &gpu)?;
+        agrees(BRAIN, Force { tile: i, parts: 1 + i % 3, halo: false }, 5, &op, &inputs, &gpu)?;
         let at_once = REACHED.get();
-        assert_eq!(at_once, 3, "{op:?}: {at_once} plans for three passes");
+        // The check goes back twice, the second time onto a gradient that has arrived.
+        assert_eq!(at_once, 5, "{op:?}: {at_once} plans for five passes");
         if i == 0 {
             agrees(TF32, Force { tile: 1, parts: 1, halo: false }, 1, &op, &inputs, &gpu)?;
         }

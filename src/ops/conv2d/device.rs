@@ -64,14 +64,21 @@ pub(super) fn forward_pair(op: &'static str, x: &Array, convs: &[Filters; 2]) ->
     }
 }
 
-/// The sum of both gradients of x.
-pub(super) fn backward_data_pair(op: &'static str, convs: &[Gradient; 2]) -> Result<Array> {
-    if let Some(dx) = wgmma::backward_data(convs)? {
+/// The sum of the gradients of an x that one or two convolutions have, and of what has `arrived` for it, which may be written.
+pub(super) fn backward_data(op: &'static str, convs: &[Gradient], arrived: Option<&Array>) -> Result<Array> {
+    if let Some(dx) = wgmma::backward_data(convs, arrived)? {
         return Ok(dx);
     }
-    let [first, second] = *convs;
-    let mut dx = backward_data(op, first.0, first.1, first.2)?;
-    dx.add_assign(&backward_data(op, second.0, second.1, second.2)?)?;
+    let mut dx = match convs {
+        [one] => alone(op, one)?,
+        _ => backward_data(op, &convs[..1], None)?,
+    };
+    for conv in &convs[1..] {
+        dx.add_assign(&backward_data(op, &[*conv], None)?)?;
+    }
+    if let Some(arrived) = arrived {
+        dx.add_assign(arrived)?;
+    }
     Ok(dx)
 }
 
@@ -109,10 +116,8 @@ pub(super) fn forward(op: &'static str, x: &Array, w: &Array, b: Option<&Array>,
     Ok(y)
 }
 
-pub(super) fn backward_data(op: &'static str, dy: &Array, w: &Array, s: &ConvShape) -> Result<Array> {
-    if let Some(dx) = wgmma::backward_data(&[(dy, w, s)])? {
-        return Ok(dx);
-    }
+/// One gradient of x, not by wgmma.
+fn alone(op: &'static str, &(dy, w, s): &Gradient) -> Result<Array> {
     if let Some(dx) = mma::backward_data(dy, w, s)? {
         return Ok(dx);
     }

@@ -69,20 +69,24 @@ pub(super) fn forward(op: &'static str, x: &Array, w: &Array, b: Option<&Array>,
     y.to_layout(layout)
 }
 
-/// dx of a convolution, or the sum of those of several with the same x, from each one's dy, filters and sizes.
-pub(super) fn backward_data(op: &'static str, (dy, w, s): Gradient, others: &[Gradient]) -> Result<Array> {
+/// The sum of the gradients of an x that all these convolutions have, and of what has `arrived` for it.
+pub(super) fn backward_data(op: &'static str, convs: &[Gradient], arrived: Option<&Array>) -> Result<Array> {
+    let (dy, _, s) = convs[0];
     let (layout, dtype) = (dy.layout(), dy.dtype());
     let dx = real_type!(op, dtype, F => {
-        let mut dx = x_gradient::<F>(op, dy, w, s)?;
-        for &(dy, w, s) in others {
-            parallel::zip_assign(&mut dx, &x_gradient::<F>(op, dy, w, s)?, |a, b| *a += b);
+        let mut dx = x_gradient::<F>(op, &convs[0])?;
+        for conv in &convs[1..] {
+            parallel::zip_assign(&mut dx, &x_gradient::<F>(op, conv)?, |a, b| *a += b);
+        }
+        if let Some(arrived) = arrived {
+            parallel::zip_assign(&mut dx, &rows(arrived)?.real::<F>(op)?, |a, b| *a += b);
         }
         Ok(Array::from_real(dx, &[s.n, s.c, s.h, s.w], dtype))
     })?;
     dx.to_layout(layout)
 }
 
-fn x_gradient<F: Real>(op: &'static str, dy: &Array, w: &Array, s: &ConvShape) -> Result<Buffer<F>> {
+fn x_gradient<F: Real>(op: &'static str, &(dy, w, s): &Gradient) -> Result<Buffer<F>> {
     let (dy, w) = (rows(dy)?, rows(w)?);
     let (dy, w) = (dy.real::<F>(op)?, w.real::<F>(op)?);
     let mut dx = Buffer::<F>::zeros(s.x_len());

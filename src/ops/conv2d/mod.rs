@@ -157,8 +157,10 @@ impl Op for Conv2d {
         let dy = only(self.name(), dy, &output(&s))?;
         let on_host = dy.context() == Context::Cpu;
         let dx = match saved.needs(0) {
-            true if on_host => Some(host::backward_data(self.name(), (dy, saved.get(0)?, &s), &[])?),
-            true => Some(device::backward_data(self.name(), dy, saved.get(0)?, &s)?),
+            true => {
+                let backward = if on_host { host::backward_data } else { device::backward_data };
+                Some(backward(self.name(), &[(dy, saved.get(0)?, &s)], saved.arrived(0))?)
+            }
             false => None,
         };
         let dw = match (saved.needs(1), usize::from(saved.needs(0))) {
@@ -175,6 +177,10 @@ impl Op for Conv2d {
             });
         }
         Ok(grads)
+    }
+
+    fn adds(&self, i: usize) -> bool {
+        i == 0
     }
 }
 

@@ -88,11 +88,8 @@ impl Op for Conv2dPair {
         if saved.needs(0) {
             let [w1, w2] = [saved.get(0)?, saved.get(1)?];
             let [s1, s2] = &sizes;
-            grads[0] = Some(if on_host {
-                host::backward_data(name, (dy[0], w1, s1), &[(dy[1], w2, s2)])?
-            } else {
-                device::backward_data_pair(name, &[(dy[0], w1, s1), (dy[1], w2, s2)])?
-            });
+            let backward = if on_host { host::backward_data } else { device::backward_data };
+            grads[0] = Some(backward(name, &[(dy[0], w1, s1), (dy[1], w2, s2)], saved.arrived(0))?);
         }
         let [w1, w2] = places.map(|(w, _)| w);
         if saved.needs(w1) || saved.needs(w2) {
@@ -114,6 +111,10 @@ impl Op for Conv2dPair {
             }
         }
         Ok(grads)
+    }
+
+    fn adds(&self, i: usize) -> bool {
+        i == 0
     }
 }
 

@@ -60,6 +60,7 @@ struct Sizes {
     groups: i32,
     chunk: i32,
     parts: i32,
+    adds: i32,
 }
 
 impl Axis {
@@ -193,6 +194,8 @@ struct Images<'a> {
     /// What adds up in the same tiles.
     sums: &'a [Vec<Term>],
     pass: usize,
+    /// To what `to` holds.
+    adds: bool,
 }
 
 impl Images<'_> {
@@ -219,7 +222,7 @@ impl Images<'_> {
         match (halo, plan) {
             (Some(halo), plan) if plan.is_none_or(|p| halo.time <= p.time) => {
                 let Side { to, images, filters, bias, .. } = sides[0];
-                halo.run(to, images, (filters, pass), bias)?;
+                halo.run(to, images, (filters, pass), bias, self.adds)?;
             }
             (_, Some(plan)) => Images { sides: &sides, pass, ..*self }.run(&plan)?,
             _ => {}
@@ -286,7 +289,7 @@ impl Images<'_> {
             launch = launch.tensor(images, &wgmma::swizzled(pixels, dtype));
         }
         let launch = launch.array(first.to).array(second.to).optional(first.bias).optional(second.bias);
-        launch.value(sizes).run(plan.grid(tiles), plan.threads(), plan.shared())
+        launch.value(Sizes { adds: self.adds.into(), ..sizes }).run(plan.grid(tiles), plan.threads(), plan.shared())
     }
 }
 
@@ -304,6 +307,7 @@ impl Sizes {
             groups: groups as i32,
             chunk: 0,
             parts: 1,
+            adds: 0,
         }
     }
 }
@@ -340,7 +344,7 @@ pub(super) fn forward(x: &Array, convs: &[Filters]) -> Result<Option<Vec<Array>>
     let axes = |(i, side): (usize, &Side)| vec![(i, [Axis::forward(side.s, 0), Axis::forward(side.s, 1)])];
     let mut sums: Vec<Vec<Term>> = sides.iter().enumerate().map(axes).collect();
     heavy_first(&mut sums);
-    let done = Images { sides: &sides, sums: &sums, pass: 0 }.compute()?;
+    let done = Images { sides: &sides, sums: &sums, pass: 0, adds: false }.compute()?;
     done.then(|| all.iter().map(|y| y.to_layout(x.layout())).collect()).transpose()
 }
 
@@ -349,8 +353,8 @@ fn heavy_first(sums: &mut [Vec<Term>]) {
     sums.sort_by_key(|terms| std::cmp::Reverse(terms.iter().map(|(_, axes)| taps(axes)).sum::<usize>()));
 }
 
-/// dx of one convolution, or the sum of those of two with the same strides, from each one's dy, filters and sizes.
-pub(super) fn backward_data(convs: &[Gradient]) -> Result<Option<Array>> {
+/// dx of one convolution, or the sum of those of two with the same strides, added to what has `arrived` in its place.
+pub(super) fn backward_data(convs: &[Gradient], arrived: Option<&Array>) -> Result<Option<Array>> {
     let (dy, _, s) = convs[0];
     let turns = dy.dtype() == DType::F32;
     // Filters are turned as a whole, not by group.
@@ -358,11 +362,14 @@ pub(super) fn backward_data(convs: &[Gradient]) -> Result<Option<Array>> {
         return Ok(None);
     }
     for (_, _, s) in convs {
-        if !takes(dy, s)? {
+        if !takes(dy, s)? || arrived.is_some_and(|a| a.dtype() != dy.dtype() || a.shape() != [s.n, s.c, s.h, s.w]) {
             return Ok(None);
         }
     }
-    let dx = Array::uninit(&[s.n, s.c, s.h, s.w], dy.dtype(), Layout::ChannelsLast, &dy.context())?;
+    let dx = match arrived {
+        Some(sum) => last(sum)?,
+        None => Array::uninit(&[s.n, s.c, s.h, s.w], dy.dtype(), Layout::ChannelsLast, &dy.context())?,
+    };
     let side = |&(dy, w, s)| Side { s, to: &dx, images: dy, filters: w, bias: None };
     let sides: Vec<Side> = convs.iter().map(side).collect();
     let [down, across] = [s.stride[0].min(s.h), s.stride[1].min(s.w)];
@@ -380,7 +387,7 @@ pub(super) fn backward_data(convs: &[Gradient]) -> Result<Option<Array>> {
     };
     let mut sums: Vec<Vec<Term>> = (0..down * across).map(phase).collect();
     heavy_first(&mut sums);
-    let done = Images { sides: &sides, sums: &sums, pass: 1 }.compute()?;
+    let done = Images { sides: &sides, sums: &sums, pass: 1, adds: arrived.is_some() }.compute()?;
     done.then(|| dx.to_layout(dy.layout())).transpose()
 }
 
