@@ -8,6 +8,9 @@
 //
 // Pixels are columns in 0 and 1: there are many of them and few channels, and columns come in any multiple of 32. For 2 the
 // channels of each tap are filled up to 64, and sum_filter_parts adds the parts of k.
+//
+// One launch may also do a pass of two convolutions of the same x, as a block that halves its images begins with: 0 and 2 have tiles of
+// both, the light ones behind the heavy ones, which find x in the L2 cache; 1 adds both up in the sums of one tile.
 // variants: scalar_t=bf16; PASS=0,1,2; DOWN=2; ACROSS=1; COLS=256; STAGES=4; RESIDENT=1; arch=90a
 // variants: scalar_t=bf16; PASS=0,1,2; DOWN=2; ACROSS=1; COLS=192; STAGES=5; RESIDENT=1; arch=90a
 // variants: scalar_t=bf16; PASS=0,1; DOWN=2; ACROSS=1; COLS=128; STAGES=3; RESIDENT=2; arch=90a
@@ -35,21 +38,37 @@ struct Axis {
   int taps, hop;           // taps, and pixels read from one to the next
   int first, jump;         // the filter's tap that is the first one, and how many further the next
 };
-// With strides, the pixels of dx with the same remainder meet the same taps: a phase, and a product of its own.
+// With strides, the pixels of dx with the same remainder meet the same taps: a phase, and a product of its own. Two phases with the
+// same first tile are terms of the same sums.
 struct Phase {
   Axis down, across;
   int begin;               // the number of its first tile
+  int of;                  // which convolution
 };
-#define PHASES 4
+struct Channels {
+  int rows, count;         // written and summed over (2: filters, channels c), in each of the groups
+  int kw;                  // of its filters
+};
+#define PHASES 5
 struct Conv {
   Phase phase[PHASES];
+  Channels channels[2];    // of both convolutions
   int phases, tiles;       // all of them
   int n, h, w;             // the images written
-  int rows, channels;      // channels written and summed over (2: filters, channels c), in each of the groups
   int groups;
-  int kw;
   int chunk, parts;        // 2: steps of k for each part
+  int adds;                // to what the images hold
 };
+
+// A block's tile: the phases that add up to it are `last` and perhaps the one before.
+__device__ __forceinline__ int last_phase(const Conv& s, int tile) {
+  int i = 0;
+  while (i + 1 < s.phases && tile >= s.phase[i + 1].begin) ++i;
+  return i;
+}
+__device__ __forceinline__ int first_phase(const Conv& s, int last) {
+  return last > 0 && s.phase[last - 1].begin == s.phase[last].begin ? last - 1 : last;
+}
 
 // A pixel among those of a phase.
 struct Place {
@@ -67,103 +86,127 @@ __device__ __forceinline__ void load_pixels(char* to, const TensorMap* map, u64*
 }
 
 #if PASS < 2
-// images (n, h, w, rows), filters by (c, taps, o), pixels read by im2col, a map for each phase; bias (rows) or null.
+// images (n, h, w, rows), filters by (c, taps, o) and bias (rows) or null of one or two convolutions; pixels read by im2col, a map for
+// each phase.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
-    conv2d_wgmma(const __grid_constant__ TensorMap filters, const __grid_constant__ TensorMap pixels0,
-                 const __grid_constant__ TensorMap pixels1, const __grid_constant__ TensorMap pixels2,
-                 const __grid_constant__ TensorMap pixels3, scalar_t* __restrict__ images, const scalar_t* __restrict__ bias,
-                 const __grid_constant__ Conv s) {
+    conv2d_wgmma(const __grid_constant__ TensorMap filters0, const __grid_constant__ TensorMap filters1,
+                 const __grid_constant__ TensorMap pixels0, const __grid_constant__ TensorMap pixels1,
+                 const __grid_constant__ TensorMap pixels2, const __grid_constant__ TensorMap pixels3,
+                 const __grid_constant__ TensorMap pixels4, scalar_t* __restrict__ images0, scalar_t* __restrict__ images1,
+                 const scalar_t* __restrict__ bias0, const scalar_t* __restrict__ bias1, const __grid_constant__ Conv s) {
   __shared__ Ring<STAGES> ring;
   ring.start();
   Turn<STAGES> turn = {0, 0};
-  const int tiles_m = ceil_div(s.rows, TILE_M), chunks = ceil_div(s.channels, DEPTH);
-  auto phase_of = [&](int tile) {
-    int i = 0;
-    while (i + 1 < s.phases && tile >= s.phase[i + 1].begin) ++i;
-    return i;
-  };
   auto piece_of = [&](int tile, const Phase& f) {
-    return piece(tile - f.begin, tiles_m, ceil_div(s.n * f.down.count * f.across.count, TILE_N), 1);  // outer: the group
+    return piece(tile - f.begin, ceil_div(s.channels[f.of].rows, TILE_M), ceil_div(s.n * f.down.count * f.across.count, TILE_N), 1);  // outer: the group
+  };
+  auto steps_of = [&](const Phase& f) { return ceil_div(s.channels[f.of].count, DEPTH) * f.down.taps * f.across.taps; };
+  auto steps_of_tile = [&](int tile) {
+    const int last = last_phase(s, tile), first = first_phase(s, last);
+    return steps_of(s.phase[last]) + (first < last ? steps_of(s.phase[first]) : 0);
   };
   if (threadIdx.x >= GROUPS * 128) {
     if (!elect_one()) return;
 #pragma unroll 1
     for (int tile = blockIdx.x; tile < s.tiles; tile += gridDim.x) {
-      const int number = phase_of(tile);
-      const TensorMap* pixels = number == 0 ? &pixels0 : number == 1 ? &pixels1 : number == 2 ? &pixels2 : &pixels3;
-      const Phase& f = s.phase[number];
-      const Piece p = piece_of(tile, f);
-      const Place from = place(p.n0, f);
+      const int last = last_phase(s, tile);
+      const Piece p = piece_of(tile, s.phase[last]);
 #pragma unroll 1
-      for (int step = 0; step < chunks * f.down.taps * f.across.taps; ++step) {
-        const int row = step / f.across.taps, j = step - row * f.across.taps, chunk = row / f.down.taps, i = row - chunk * f.down.taps;
-        const int c = chunk * DEPTH, tap = (f.down.first + i * f.down.jump) * s.kw + f.across.first + j * f.across.jump;
-        produce(ring, turn, [&](char* to_a, char* to_b, u64* bar) {
+      for (int number = first_phase(s, last); number <= last; ++number) {
+        const Phase& f = s.phase[number];
+        const TensorMap* filters = f.of ? &filters1 : &filters0;
+        const TensorMap* pixels =
+            number == 0 ? &pixels0 : number == 1 ? &pixels1 : number == 2 ? &pixels2 : number == 3 ? &pixels3 : &pixels4;
+        const Place from = place(p.n0, f);
+        const Channels& channels = s.channels[f.of];
+        const int steps = steps_of(f);
+#pragma unroll 1
+        for (int step = 0; step < steps; ++step) {
+          const int row = step / f.across.taps, j = step - row * f.across.taps, chunk = row / f.down.taps, i = row - chunk * f.down.taps;
+          const int c = chunk * DEPTH, tap = (f.down.first + i * f.down.jump) * channels.kw + f.across.first + j * f.across.jump;
+          produce(ring, turn, [&](char* to_a, char* to_b, u64* bar) {
 #if PASS == 0
-          tensor_load(to_a, &filters, bar, c, tap, p.outer * s.rows + p.m0);
+            tensor_load(to_a, filters, bar, c, tap, p.outer * channels.rows + p.m0);
 #else
 #pragma unroll
-          for (int g = 0; g < DOWN; ++g) tensor_load(to_a + g * BOX, &filters, bar, p.m0 + g * 64, tap, p.outer * s.channels + c);
+            for (int g = 0; g < DOWN; ++g) tensor_load(to_a + g * BOX, filters, bar, p.m0 + g * 64, tap, p.outer * channels.count + c);
 #endif
-          load_pixels(to_b, pixels, bar, f, p.outer * s.channels + c, from, i, j);
-        });
+            load_pixels(to_b, pixels, bar, f, p.outer * channels.count + c, from, i, j);
+          });
+        }
       }
     }
     return;
   }
 #pragma unroll 1
   for (int tile = blockIdx.x; tile < s.tiles; tile += gridDim.x) {
-    const Phase& f = s.phase[phase_of(tile)];
     float d[COLS / 2];
-    multiply<PASS == 0, true>(d, ring, turn, chunks * f.down.taps * f.across.taps);
-    const Piece p = piece_of(tile, f);  // not in registers meanwhile
-    const int first = p.outer * s.rows, all = s.groups * s.rows;
-    add_by_row(d, bias ? bias + first : bias, p.m0, s.rows);
+    multiply<PASS == 0, true>(d, ring, turn, steps_of_tile(tile));
+    const Phase& f = s.phase[last_phase(s, tile)];  // not in registers meanwhile
+    const Piece p = piece_of(tile, f);
+    const int rows = s.channels[f.of].rows, before = p.outer * rows, all = s.groups * rows;
+    scalar_t* images = (f.of ? images1 : images0) + before;
+    const scalar_t* bias = f.of ? bias1 : bias0;
+    add_by_row(d, bias ? bias + before : bias, p.m0, rows);
     const int count = s.n * f.down.count * f.across.count;
     const bool dense = f.down.stride == 1 && f.across.stride == 1;
-    put_columns(d, p.m0, p.n0, s.rows, [&](int pixel) {
+    put_columns(d, p.m0, p.n0, rows, [&](int pixel) {
       if (pixel >= count) return (scalar_t*)0;
-      if (dense) return images + (i64)pixel * all + first;
+      if (dense) return images + (i64)pixel * all;
       const Place to = place(pixel, f);
       const int y = f.down.start + to.y * f.down.stride, x = f.across.start + to.x * f.across.stride;
-      return images + (((i64)to.n * s.h + y) * s.w + x) * all + first;
-    });
+      return images + (((i64)to.n * s.h + y) * s.w + x) * all;
+    }, s.adds);
   }
 }
 
 #else
-// sums (part, o, taps, c / groups) in f32; dy by (o, pixels), x by im2col.
+// sums (part, o, taps, c / groups) in f32, of one or two convolutions; dy by (o, pixels), x by im2col.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
-    conv2d_wgmma(const __grid_constant__ TensorMap dy, const __grid_constant__ TensorMap x, float* __restrict__ sums,
+    conv2d_wgmma(const __grid_constant__ TensorMap dy0, const __grid_constant__ TensorMap dy1, const __grid_constant__ TensorMap x0,
+                 const __grid_constant__ TensorMap x1, float* __restrict__ sums0, float* __restrict__ sums1,
                  const __grid_constant__ Conv s) {
   __shared__ Ring<STAGES> ring;
   ring.start();
   Turn<STAGES> turn = {0, 0};
-  const Phase& f = s.phase[0];
-  const int chunks = ceil_div(s.channels, 64), taps = f.down.taps * f.across.taps, boxes = taps * chunks;
-  const int tiles_m = ceil_div(s.rows, TILE_M), tiles_n = ceil_div(boxes, TILE_N / 64), works = tiles_m * tiles_n * s.parts * s.groups;
-  const int steps = ceil_div(s.n * f.down.count * f.across.count, DEPTH);
   enum { COPY = BOX / COPIES };
-  auto end_of = [&](int part) { return steps - part * s.chunk < s.chunk ? steps : (part + 1) * s.chunk; };
+  auto taps_of = [](const Phase& f) { return f.down.taps * f.across.taps; };
+  auto chunks_of = [&](const Phase& f) { return ceil_div(s.channels[f.of].count, 64); };
+  auto piece_of = [&](int work, const Phase& f) {
+    return piece(work - f.begin, ceil_div(s.channels[f.of].rows, TILE_M), ceil_div(taps_of(f) * chunks_of(f), TILE_N / 64), s.parts);
+  };
+  auto end_of = [&](int part, const Phase& f) {
+    const int steps = ceil_div(s.n * f.down.count * f.across.count, DEPTH);
+    return steps - part * s.chunk < s.chunk ? steps : (part + 1) * s.chunk;
+  };
   if (threadIdx.x >= GROUPS * 128) {
     if (!elect_one()) return;
 #pragma unroll 1
-    for (int work = blockIdx.x; work < works; work += gridDim.x) {
-      const Piece p = piece(work, tiles_m, tiles_n, s.parts);
+    for (int work = blockIdx.x; work < s.tiles; work += gridDim.x) {
+      const Phase& f = s.phase[last_phase(s, work)];
+      const TensorMap *dy = f.of ? &dy1 : &dy0, *x = f.of ? &x1 : &x0;
+      const Channels& channels = s.channels[f.of];
+      const int chunks = chunks_of(f), boxes = taps_of(f) * chunks;
+      const Piece p = piece_of(work, f);
+      const int end = end_of(p.part, f);
 #pragma unroll 1
-      for (int i = p.part * s.chunk; i < end_of(p.part); ++i) {
+      for (int i = p.part * s.chunk; i < end; ++i) {
         const Place from = place(i * DEPTH, f);
         produce(ring, turn, [&](char* to_a, char* to_b, u64* bar) {
 #pragma unroll
           for (int g = 0; g < DOWN * COPIES; ++g)
+<<<<<<< HEAD
             tensor_load(to_a + g * COPY, &dy, bar, p.outer * s.rows + p.m0 + g * (64 / COPIES), i * DEPTH);
+=======
+            tensor_load(to_a + g * COPY, dy, bar, p.outer * channels.rows + p.m0 + g * (64 / COPIES), i * DEPTH);
+>>>>>>> wc
 #pragma unroll 1
           for (int g = 0; g < TILE_N / 64; ++g) {
             // Behind the last one, that one again: the sums are not stored.
             const int box = p.n0 / 64 + g < boxes ? p.n0 / 64 + g : boxes - 1, tap = box / chunks, i = tap / f.across.taps;
-            const int c = p.outer * s.channels + (box - tap * chunks) * 64, j = tap - i * f.across.taps;
+            const int c = p.outer * channels.count + (box - tap * chunks) * 64, j = tap - i * f.across.taps;
 #pragma unroll
-            for (int h = 0; h < COPIES; ++h) load_pixels(to_b + g * BOX + h * COPY, &x, bar, f, c + h * (64 / COPIES), from, i, j);
+            for (int h = 0; h < COPIES; ++h) load_pixels(to_b + g * BOX + h * COPY, x, bar, f, c + h * (64 / COPIES), from, i, j);
           }
         });
       }
@@ -171,14 +214,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     return;
   }
 #pragma unroll 1
-  for (int work = blockIdx.x; work < works; work += gridDim.x) {
-    const Piece p = piece(work, tiles_m, tiles_n, s.parts);
+  for (int work = blockIdx.x; work < s.tiles; work += gridDim.x) {
+    const Phase& f = s.phase[last_phase(s, work)];
+    const int chunks = chunks_of(f), taps = taps_of(f), rows = s.channels[f.of].rows, channels = s.channels[f.of].count;
+    const Piece p = piece_of(work, f);
     float d[COLS / 2];
-    multiply_pixels<scalar_t>(d, ring, turn, end_of(p.part) - p.part * s.chunk);
+    multiply_pixels<scalar_t>(d, ring, turn, end_of(p.part, f) - p.part * s.chunk);
+    float* sums = (f.of ? sums1 : sums0) + ((i64)p.part * s.groups + p.outer) * rows * taps * channels;
     each_pair(d, p.m0, p.n0, [&](int m, int n, float v, float w) {
       const int tap = n / 64 / chunks, c = n - tap * chunks * 64;
-      if (m < s.rows && tap < taps && c < s.channels)
-        *(float2*)(sums + ((((i64)p.part * s.groups + p.outer) * s.rows + m) * taps + tap) * s.channels + c) = make_float2(v, w);
+      if (m < rows && tap < taps && c < channels) *(float2*)(sums + (m * taps + tap) * channels + c) = make_float2(v, w);
     });
   }
 }

@@ -26,6 +26,7 @@ struct Conv {
   int height, count;        // of a tile
   int tiles_m, tiles_h, all;
   int halo, halo_bytes;     // pixels that are loaded for a tile, and bytes of shared memory with what is read behind them
+  int adds;                 // to what the images hold
 };
 
 // Tiles of the same pixels come one after the other.
@@ -116,7 +117,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
       const bool inside = (int)w < s.w && h < s.height && p.h0 + h < s.h && p.n0 + n < s.n;
       return inside ? images + (((i64)(p.n0 + n) * s.h + p.h0 + h) * s.w + w) * s.rows : (scalar_t*)0;
     };
-    put_columns(d, p.m0, 0, s.rows, image);
+    put_columns(d, p.m0, 0, s.rows, image, s.adds);
   }
 }
 #else

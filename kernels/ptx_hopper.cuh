@@ -94,6 +94,20 @@ template <int pending> __device__ __forceinline__ void bulk_wait_read() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(pending) : "memory");
 }
 
+// Adds eight halves to those in global memory, at a multiple of 16 bytes, in the L2 cache: each element at once, in no order.
+#define REDUCE_ADD(type)                                                                                                  \
+  __device__ __forceinline__ void reduce_add_##type(void* to, uint4 v) {                                                  \
+    asm volatile("red.global.add.noftz.v4." #type "x2 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),       \
+                 "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)                                                                   \
+                 : "memory");                                                                                             \
+  }
+REDUCE_ADD(f16)
+REDUCE_ADD(bf16)
+#undef REDUCE_ADD
+__device__ __forceinline__ void reduce_add_f32(float* to, float v) {
+  asm volatile("red.global.add.f32 [%0], %1;" ::"l"(__cvta_generic_to_global(to)), "f"(v) : "memory");
+}
+
 // What cuTensorMapEncode* made, as a parameter `const __grid_constant__ TensorMap map`.
 struct alignas(64) TensorMap {
   unsigned long long words[16];

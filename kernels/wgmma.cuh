@@ -225,18 +225,38 @@ __device__ __forceinline__ void add_by_row(float (&d)[COLS / 2], const scalar_t*
   for (int j = 0; j < COLS / 8; ++j) d[4 * j] += upper, d[4 * j + 1] += upper, d[4 * j + 2] += lower, d[4 * j + 3] += lower;
 }
 
-// Stores columns whose `rows` rows, a multiple of 8, are contiguous from at(column) on; null for none.
-template <class At> __device__ __forceinline__ void put_columns(const float (&d)[COLS / 2], int m0, int n0, int rows, const At& at) {
+template <class T> __device__ __forceinline__ void reduce_add(T* to, uint4 v);
+template <> __device__ __forceinline__ void reduce_add<bf16>(bf16* to, uint4 v) { reduce_add_bf16(to, v); }
+template <> __device__ __forceinline__ void reduce_add<f16>(f16* to, uint4 v) { reduce_add_f16(to, v); }
+template <> __device__ __forceinline__ void reduce_add<float>(float*, uint4) {}  // has no halves: not called
+
+__device__ __forceinline__ void put(scalar_t* to, float v, bool adds) {
+  if (adds && sizeof(scalar_t) == 4) {
+    reduce_add_f32((float*)to, v);
+  } else {
+    store(to, v);
+  }
+}
+
+// Stores columns whose `rows` rows, a multiple of 8, are contiguous from at(column) on; null for none. Halves are added to what is
+// there where `adds` says so: nobody waits for it, since the L2 cache does it.
+template <class At>
+__device__ __forceinline__ void put_columns(const float (&d)[COLS / 2], int m0, int n0, int rows, const At& at, bool adds = false) {
   if (sizeof(scalar_t) == 4) {
     each_pair(d, m0, n0, [&](int m, int n, float v, float w) {
-      scalar_t *first = at(n), *second = at(n + 1);
-      if (first && m < rows) store(first + m, v);
-      if (second && m < rows) store(second + m, w);
+      if (m >= rows) return;
+      if (scalar_t* to = at(n)) put(to + m, v, adds);
+      if (scalar_t* to = at(n + 1)) put(to + m, w, adds);
     });
   } else {
     each_column_chunk(d, m0, n0, [&](int m, int n, uint4 eight) {
       scalar_t* to = at(n);
-      if (to && m < rows) *(uint4*)(to + m) = eight;
+      if (!to || m >= rows) return;
+      if (adds) {
+        reduce_add(to + m, eight);
+      } else {
+        *(uint4*)(to + m) = eight;
+      }
     });
   }
 }

@@ -2,7 +2,7 @@
 //!
 //! Inside [`record`] each operation on a tensor that leads back to a variable (see [`Tensor::attach_grad`]) leaves a
 //! node. [`Tensor::backward`] walks the nodes from the newest to the oldest and adds up what arrives at each tensor:
-//! for `y = f(x)` an op turns dL/dy into dL/dx = (∂y/∂x)ᵀ dL/dy. The engine alone accumulates. First order only.
+//! for `y = f(x)` an op turns dL/dy into dL/dx = (∂y/∂x)ᵀ dL/dy. The engine accumulates, but where [`Op::adds`]. First order only.
 //!
 //! ```
 //! use hadal::{Tensor, autograd, cpu};
@@ -41,6 +41,14 @@ pub trait Op: Debug + Send + Sync + 'static {
     /// `None` says that the derivative is zero everywhere or does not exist (labels, indices, comparisons). An input
     /// for which [`Saved::needs`] is false may be answered with `None` as well, to save work.
     fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>>;
+
+    /// Whether the gradient of input `i` is given as the sum of it and [`Saved::arrived`]; else the engine adds.
+    ///
+    /// For ops that can add while they write, which spares a pass over memory where an input has several uses.
+    fn adds(&self, i: usize) -> bool {
+        let _ = i;
+        false
+    }
 }
 
 /// What an op's forward pass keeps for its backward pass.
@@ -51,12 +59,15 @@ pub struct Saved {
     shapes: Vec<Vec<usize>>,
     /// The gradient that arrives is the 1 that a backward pass begins with.
     ones: bool,
+    /// By input, from the end of the forward pass on.
+    arrived: Vec<Option<Array>>,
 }
 
 impl Saved {
     /// For inputs `x`, of which those with `needs` want a gradient.
     pub fn new(x: &[&Array], needs: Vec<bool>) -> Self {
-        Saved { arrays: Vec::new(), needs, shapes: x.iter().map(|a| a.shape().to_vec()).collect(), ones: false }
+        let shapes = x.iter().map(|a| a.shape().to_vec()).collect();
+        Saved { arrays: Vec::new(), needs, shapes, ones: false, arrived: Vec::new() }
     }
 
     /// Keeps an array (shared, not copied), to be read as `saved.get(0)`, `saved.get(1)`, … in the order of keeping.
@@ -94,6 +105,19 @@ impl Saved {
     /// A loss that has its gradient from the forward pass then has nothing to multiply. False does not say that dy is not 1.
     pub fn dy_is_one(&self) -> bool {
         self.ones
+    }
+
+    /// Gradients that other uses of input `i` have sent back already, where the op [adds](Op::adds) its own to them.
+    pub fn arrived(&self, i: usize) -> Option<&Array> {
+        self.arrived.get(i).and_then(Option::as_ref)
+    }
+
+    /// Sets [`arrived`](Saved::arrived); the memory becomes nobody else's, so that it can be added to in place.
+    pub(crate) fn arrive(&mut self, i: usize, mut sum: Array) -> Result<()> {
+        sum.make_unique()?;
+        self.arrived.resize(self.inputs(), None);
+        self.arrived[i] = Some(sum);
+        Ok(())
     }
 
     /// The number of inputs.
@@ -266,6 +290,12 @@ struct Pending {
 }
 
 impl Pending {
+    /// Takes what has arrived at `edge`; not from a variable.
+    fn take(&mut self, edge: &Edge) -> Option<Array> {
+        let Edge::Node(node, i) = edge else { return None };
+        self.nodes.get_mut(&node.id)?.1.get_mut(*i)?.take()
+    }
+
     /// Adds `grad` to what has arrived at `edge`.
     fn arrive(&mut self, edge: &Edge, grad: Array) -> Result<()> {
         match edge {
@@ -333,13 +363,24 @@ impl Node {
         saved.ones = pending.ones == Some(self.id);
         let zeros = |m: &Meta| Ok(Array::zeros(&m.shape, m.dtype, &m.context)?.with_layout(m.layout));
         let dy = slots.into_iter().zip(&self.outputs).map(|(s, m)| s.map_or_else(|| zeros(m), Ok)).collect::<Result<Vec<_>>>()?;
-        let dx = self.op.backward(&saved, &dy)?;
+        for (i, edge) in self.inputs.iter().enumerate() {
+            if let Some(edge) = edge.as_ref().filter(|_| self.op.adds(i))
+                && let Some(sum) = pending.take(edge)
+            {
+                saved.arrive(i, sum)?;
+            }
+        }
+        let mut dx = self.op.backward(&saved, &dy)?;
         if dx.len() != self.inputs.len() {
             return Err(Error::Autograd(format!(
                 "{name} has {} inputs, its backward gave {} gradients",
                 self.inputs.len(),
                 dx.len()
             )));
+        }
+        for (dx, arrived) in dx.iter_mut().zip(&saved.arrived) {
+            // Without a gradient of the op's own it stays what it was.
+            *dx = dx.take().or_else(|| arrived.clone());
         }
         // What the forward pass kept is free before the gradients travel on.
         let shapes = saved.shapes.clone();

@@ -123,7 +123,8 @@ fn run(op: &dyn Op, inputs: &[Array], ctx: &Context, rounded: DType) -> Result<P
     let refs: Vec<&Array> = inputs.iter().collect();
     let mut saved = Saved::new(&refs, inputs.iter().map(|a| a.dtype().is_float()).collect());
     let outputs = op.forward(&refs, &mut saved)?;
-    let gradients = op.backward(&saved, &cotangents(&outputs, ctx, rounded)?)?;
+    let dy = cotangents(&outputs, ctx, rounded)?;
+    let gradients = op.backward(&saved, &dy)?;
     if gradients.len() != inputs.len() {
         return Err(Error::Check(format!("{}: {} inputs, {} gradients", op.name(), inputs.len(), gradients.len())));
     }
@@ -135,7 +136,30 @@ fn run(op: &dyn Op, inputs: &[Array], ctx: &Context, rounded: DType) -> Result<P
             return Err(Error::shape("check", reason, &[g.shape(), x.shape()]));
         }
     }
+    for i in (0..inputs.len()).filter(|&i| op.adds(i)) {
+        added(op, i, &mut saved, &dy, &gradients)?;
+    }
     Ok(Pass { outputs, gradients })
+}
+
+/// Checks that `op` adds its gradient of input `i` to what has arrived.
+fn added(op: &dyn Op, i: usize, saved: &mut Saved, dy: &[Array], gradients: &[Option<Array>]) -> Result<()> {
+    let Some(own) = gradients.get(i).and_then(Option::as_ref) else { return Ok(()) };
+    let values = own.to_f64_vec()?;
+    // As large as the gradient, so that neither is lost in the other's rounding.
+    let size = values.iter().fold(0.0, |m: f64, v| m.max(v.abs()));
+    let other = random(own.shape(), 2000 + i as u64)?.to_vec::<f64>()?.into_iter().map(|v| v * size).collect::<Vec<_>>();
+    let other = cast(&Array::from_vec(other, own.shape(), &cpu())?, own.dtype())?;
+    let want = values.iter().zip(other.to_f64_vec()?).map(|(a, b)| a + b).collect::<Vec<_>>();
+    saved.arrive(i, other.to_context(&own.context())?.to_layout(own.layout())?)?;
+    let sum = op.backward(saved, dy)?.swap_remove(i);
+    let sum = sum.ok_or_else(|| Error::Check(format!("{}: no gradient of input {i} where another has arrived", op.name())))?;
+    let d = difference(&sum, &Array::from_vec(want, own.shape(), &cpu())?)?;
+    if d.relative > 2.0 * bound(own.dtype()) {
+        let which = "is not its own and what has arrived, as `adds` says";
+        return Err(Error::Check(format!("{}: the gradient of input {i} {which}: {d}", op.name())));
+    }
+    Ok(())
 }
 
 /// Rounds a host array to a float dtype; integer arrays stay as they are.

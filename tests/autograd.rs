@@ -1,5 +1,10 @@
 //! The tape: flags, accumulation, freeing, errors.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
 use hadal::{
     Array, Error, Result, Tensor,
     autograd::{self, GradReq, Op, Saved, apply1},
@@ -147,6 +152,75 @@ fn a_wrong_backward_is_an_error_not_a_panic() -> Result<()> {
         let e = autograd::record(|| apply1(Wrong(kind), &[&x]))?.backward().unwrap_err().to_string();
         assert!(e.contains(words), "{e}");
     }
+    Ok(())
+}
+
+/// y = the sum of all inputs, whose gradient of each one is added to what has arrived, unless there is `none`; `seen` counts arrivals.
+#[derive(Debug)]
+struct Sum {
+    none: bool,
+    seen: Arc<AtomicUsize>,
+}
+
+impl Op for Sum {
+    fn name(&self) -> &'static str {
+        "sum_of_inputs"
+    }
+    fn forward(&self, x: &[&Array], _saved: &mut Saved) -> Result<Vec<Array>> {
+        let mut y = x[0].clone();
+        x[1..].iter().try_for_each(|x| y.add_assign(x))?;
+        Ok(vec![y])
+    }
+    fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
+        let of = |i: usize| {
+            let mut dx = dy[0].clone();
+            if let Some(sum) = saved.arrived(i) {
+                self.seen.fetch_add(1, Ordering::Relaxed);
+                dx.add_assign(sum)?;
+            }
+            Ok((!self.none).then_some(dx))
+        };
+        (0..saved.inputs()).map(of).collect()
+    }
+    fn adds(&self, _i: usize) -> bool {
+        true
+    }
+}
+
+#[test]
+fn an_op_may_add_to_what_has_arrived() -> Result<()> {
+    for (none, inputs, first, arrivals) in [
+        // Created before the other uses of h it is visited after them; created last, nothing has arrived yet.
+        (false, 1, true, 1),
+        (false, 1, false, 0),
+        // Of two inputs that are the same, one gets what has arrived.
+        (false, 2, true, 1),
+        (false, 2, false, 0),
+        // Without a gradient, what has arrived stays.
+        (true, 1, true, 1),
+        (true, 2, true, 1),
+    ] {
+        let (x, seen) = (x()?, Arc::new(AtomicUsize::new(0)));
+        let y = autograd::record(|| {
+            let h = x.affine(1.0, 0.0)?;
+            let sum = || apply1(Sum { none, seen: seen.clone() }, &[&h, &h][..inputs]);
+            let (early, square) = (if first { Some(sum()?) } else { None }, h.square()?);
+            let sum = early.map_or_else(sum, Ok)?;
+            &sum + &(&square + &h)?
+        })?;
+        for _ in 0..2 {
+            seen.store(0, Ordering::Relaxed);
+            y.backward_retain()?;
+            let own = if none { 0.0 } else { inputs as f32 };
+            assert_eq!(x.grad()?.to_vec()?, [1f32, -2., 3.].map(|h| 2.0 * h + 1.0 + own), "{inputs} inputs, first {first}");
+            assert_eq!(seen.load(Ordering::Relaxed), arrivals, "{inputs} inputs, first {first}");
+        }
+    }
+    // A variable's gradient is the engine's to add up.
+    let (x, seen) = (x()?, Arc::new(AtomicUsize::new(0)));
+    let y = autograd::record(|| &apply1(Sum { none: false, seen: seen.clone() }, &[&x])? + &x.square()?)?;
+    y.backward()?;
+    assert_eq!((x.grad()?.to_vec()?, seen.load(Ordering::Relaxed)), (vec![3., -3., 7.], 0));
     Ok(())
 }
 

@@ -35,7 +35,7 @@ fn every_op_and_step_has_a_line() {
             let line = measured.iter().find(|l| l["name"] == case["name"] && l["pass"] == "forward");
             let line = line.unwrap_or_else(|| panic!("{case} was not measured on {ctx}"));
             assert!(line["us"].as_f64().is_some_and(|t| t > 0.0) && line["gbs"].as_f64().is_some_and(|r| r > 0.0), "{line}");
-            let product = ["Conv", "Matmul", "Dense"].iter().any(|op| case["op"] == *op);
+            let product = ["Conv", "Entry", "Matmul", "Dense"].iter().any(|op| case["op"] == *op);
             assert_eq!(product, line["of_best"].as_f64().is_some_and(|share| share > 0.0), "{line}");
         }
         for model in ["resnet18", "lenet_relu", "lenet_sigmoid", "mlp"] {

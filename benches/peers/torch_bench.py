@@ -63,6 +63,7 @@ def forward_of(op, case):
     s, p = case["stride"], case["padding"]
     return {
         "Conv": lambda x, w: F.conv2d(x, w, None, s, p),
+        "Entry": lambda x, w, v: F.conv2d(x, w, None, s, p) + F.conv2d(x, v, None, s),
         "Matmul": lambda a, b: a @ b,
         "Dense": lambda x, w, b: F.linear(x, w, b),
         "Relu": F.relu,
@@ -86,6 +87,7 @@ def forward_of(op, case):
 def gradients_of(op, case):
     return {
         "Conv": [("dw", [1])] if case["shapes"][0][1] <= 4 else [("dx", [0]), ("dw", [1])],
+        "Entry": [("dx", [0]), ("dw", [1, 2])],
         "Matmul": [("da", [0]), ("db", [1])],
         "Dense": [("dx", [0]), ("dw, db", [1, 2])],
         "BatchNorm": [("dx, dγ, dβ", [0, 1, 2])],

@@ -29,6 +29,19 @@ EMU_IN void bulk_commit() { emu_bulk_commit(emu_self); }
 template <int e_pending> EMU_IN void bulk_wait() { emu_bulk_wait(emu_self, e_pending); }
 template <int e_pending> EMU_IN void bulk_wait_read() { emu_bulk_wait(emu_self, e_pending); }
 
+#define EMU_REDUCE_ADD(type)                                                                                                    \
+    EMU_IN void reduce_add_##type(void* e_to, uint4 e_v) {                                                                      \
+        unsigned short* e_h = (unsigned short*)e_to;                                                                            \
+        unsigned e_w[] = {e_v.x, e_v.y, e_v.z, e_v.w};                                                                          \
+        for (int e_i = 0; e_i < 8; e_i++)                                                                                       \
+            e_h[e_i] = f32_to_##type##_bits(type##_bits_to_f32(e_h[e_i]) +                                                      \
+                                            type##_bits_to_f32((unsigned short)(e_w[e_i / 2] >> e_i % 2 * 16)));                \
+    }
+EMU_REDUCE_ADD(f16)
+EMU_REDUCE_ADD(bf16)
+#undef EMU_REDUCE_ADD
+EMU_IN void reduce_add_f32(float* e_to, float e_v) { *e_to += e_v; }
+
 EMU_IN void tensor_map_prefetch(const TensorMap*) {}
 #define EMU_TENSOR(rank, coordinates, ...)                                                                                      \
     EMU_IN void tensor_load(void* e_dst, const TensorMap* e_map, unsigned long long* e_bar, coordinates, EMU_SITE) {            \

@@ -42,12 +42,11 @@ impl Residual {
 
 impl Forward for Residual {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = self.bn1.forward_relu(&self.conv1.forward(x)?)?;
-        let y = self.conv2.forward(&y)?;
-        let x = match &self.conv3 {
-            Some(conv3) => conv3.forward(x)?,
-            None => x.clone(),
+        let (y, x) = match &self.conv3 {
+            Some(conv3) => self.conv1.forward_pair(conv3, x)?,
+            None => (self.conv1.forward(x)?, x.clone()),
         };
+        let y = self.conv2.forward(&self.bn1.forward_relu(&y)?)?;
         // ReLU of bn2(y) + x
         self.bn2.forward_add_relu(&y, &x)
     }

@@ -7,7 +7,7 @@ use super::{
 use crate::{
     Error, Result, Tensor,
     init::Init,
-    ops::{Conv2dOptions, Padding, Pair},
+    ops::{Conv2d, Conv2dOptions, Padding, Pair},
 };
 
 /// Cross-correlation of (N, C, H, W) with weights (O, C/groups, kh, kw), plus a bias for each output channel.
@@ -114,7 +114,33 @@ impl Conv2D {
         self.bias.as_ref()
     }
 
-    fn run(&self, x: &Tensor) -> Result<Tensor> {
+    /// This layer and another one on the same input, which then is read once where the device can; see [`crate::ops::Conv2dPair`].
+    ///
+    /// The outputs are those of `self.forward(x)` and `other.forward(x)`.
+    ///
+    /// # Errors
+    /// Those of either layer.
+    ///
+    /// ```
+    /// use hadal::{Tensor, cpu, init, nn::{Block, Conv2D, Forward}};
+    /// let (conv, short_cut) = (Conv2D::new(8, 3).padding(1).stride(2), Conv2D::new(8, 1).stride(2));
+    /// conv.initialize(init::Xavier::new(), &cpu())?;
+    /// short_cut.initialize(init::Xavier::new(), &cpu())?;
+    /// let x = Tensor::ones(&[1, 4, 6, 6], &cpu())?;
+    /// let (y, z) = conv.forward_pair(&short_cut, &x)?;
+    /// assert_eq!(y.to_vec()?, conv.forward(&x)?.to_vec()?);
+    /// assert_eq!(z.to_vec()?, short_cut.forward(&x)?.to_vec()?);
+    /// # Ok::<(), hadal::Error>(())
+    /// ```
+    pub fn forward_pair(&self, other: &Conv2D, x: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (w1, b1) = self.info.at(self.operands(x))?;
+        let (w2, b2) = other.info.at(other.operands(x))?;
+        let (y1, y2) = self.info.at(x.conv2d_pair((&w1, b1.as_ref(), self.options), (&w2, b2.as_ref(), other.options)))?;
+        Ok((self.info.at(self.function.apply(y1))?, other.info.at(other.function.apply(y2))?))
+    }
+
+    /// Weight and bias for `x`.
+    fn operands(&self, x: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
         let shape = x.shape();
         let &[_, c, _, _] = shape.as_slice() else {
             return Err(Error::shape("conv2d", "an input (N, C, H, W) is needed", &[&shape]));
@@ -126,6 +152,13 @@ impl Conv2D {
         let [kh, kw] = self.kernel.0;
         let w = self.weight.ready(&[self.channels, c / groups, kh, kw])?;
         let b = self.bias.as_ref().map(|b| b.ready(&[self.channels])).transpose()?;
+        // What does not fit is told here, where it is known whose it is.
+        Conv2d(self.options).check(&shape, &w.shape(), b.as_ref().map(Tensor::shape).as_deref())?;
+        Ok((w, b))
+    }
+
+    fn run(&self, x: &Tensor) -> Result<Tensor> {
+        let (w, b) = self.operands(x)?;
         self.function.apply(x.conv2d(&w, b.as_ref(), self.options)?)
     }
 }

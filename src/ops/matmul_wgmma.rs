@@ -77,10 +77,10 @@ impl Product {
             return Ok(false);
         };
         let steps = wgmma::steps(dtype, self.k);
-        let spans = [Span { n: self.n, steps: steps * inner }];
+        let spans = [Span { m: self.m, n: self.n, steps: steps * inner }];
         let multiplications = [self.m, self.n, self.k, outer, inner].iter().fold(1usize, |p, &v| p.saturating_mul(v));
         // Parts are of one product's k.
-        let work = Work { m: self.m, spans: &spans, batch: outer, multiplications, split: inner == 1, products: 1.0 };
+        let work = Work { spans: &spans, batch: outer, multiplications, split: inner == 1, products: 1.0 };
         let Some(plan) = wgmma::plan(y, Tile::PRODUCT, &work)? else { return Ok(false) };
         let chunk = if inner == 1 { plan.chunk } else { steps };
         let tiles = [self.m.div_ceil(plan.tile.rows()), self.n.div_ceil(plan.tile.columns())];

@@ -43,7 +43,7 @@ pub use binary::{AddN, Binary, BinaryKind};
 pub use binary_scalar::BinaryScalar;
 pub use cast::Cast;
 pub use concat::{Concat, Split};
-pub use conv2d::{Conv2d, Conv2dOptions};
+pub use conv2d::{Conv2d, Conv2dOptions, Conv2dPair};
 pub use dense::Dense;
 pub use dropout::Dropout;
 pub use index::{OneHot, Pick, Take};

@@ -102,9 +102,10 @@ impl Tile {
 /// `-D` by name.
 type Defines = Vec<(&'static str, Define)>;
 
-/// Columns that meet `steps` steps of k.
+/// Rows and columns that meet `steps` steps of k.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Span {
+    pub m: usize,
     pub n: usize,
     pub steps: usize,
 }
@@ -112,11 +113,10 @@ pub(crate) struct Span {
 /// What is to be multiplied.
 #[derive(Clone, Debug)]
 pub(crate) struct Work<'a> {
-    pub m: usize,
     pub spans: &'a [Span],
     /// Such products side by side.
     pub batch: usize,
-    /// Multiplications that are asked for: those of m, n and steps, but for what fills them up.
+    /// Multiplications that are asked for: those of the spans, but for what fills them up.
     pub multiplications: usize,
     /// k may be cut into parts.
     pub split: bool,
@@ -194,14 +194,14 @@ pub(crate) fn plan(y: &Array, tiles: &[Tile], work: &Work) -> Result<Option<Plan
 }
 
 fn choose(multiprocessors: usize, size: usize, tiles: &[Tile], work: &Work) -> Option<Plan> {
-    let Work { m, spans, batch, multiplications, split, products } = *work;
-    if multiplications < SMALL || spans.iter().any(|s| s.n >= LIMIT || s.steps >= LIMIT) || m >= LIMIT {
+    let Work { spans, batch, multiplications, split, products } = *work;
+    if multiplications < SMALL || spans.iter().any(|s| s.m.max(s.n).max(s.steps) >= LIMIT) {
         return None;
     }
     let longest = spans.iter().map(|s| s.steps).max()?;
     let mut best: Option<Plan> = None;
     for &tile in tiles {
-        let count = |s: &Span| m.div_ceil(tile.rows()).saturating_mul(s.n.div_ceil(tile.columns())).saturating_mul(batch);
+        let count = |s: &Span| s.m.div_ceil(tile.rows()).saturating_mul(s.n.div_ceil(tile.columns())).saturating_mul(batch);
         let all: usize = spans.iter().map(count).fold(0, usize::saturating_add);
         // mma.sync has at best half of wgmma's rate, so half of a tile may be zeros.
         let padded = |s: &Span| count(s) as f64 * (tile.rows() * tile.columns() * ROW / size) as f64 * s.steps as f64;
@@ -221,12 +221,15 @@ fn choose(multiprocessors: usize, size: usize, tiles: &[Tile], work: &Work) -> O
             let alone = if together * (tile.down * tile.across) as f64 > 1.0 { 1.0 } else { 1.3 };
             let step = (alone * products * tile.multiply()).max(tile.stage() as f64 / BANDWIDTH) * together;
             let time_of = |steps: usize| steps as f64 * step + tile.finish();
-            let tiles = match spans {
-                [one] => (count(one) as f64 * plan.parts as f64 / slots).ceil() * time_of(plan.chunk),
-                _ => spans.iter().map(|s| count(s) as f64 * time_of(s.steps)).sum::<f64>() / slots + time_of(longest) / 2.0,
+            let tiles = if spans.iter().all(|s| s.steps == longest) {
+                (all as f64 * plan.parts as f64 / slots).ceil() * time_of(plan.chunk)
+            } else {
+                let part = |s: &Span| (count(s) * plan.parts) as f64 * time_of(s.steps.div_ceil(plan.parts));
+                spans.iter().map(part).sum::<f64>() / slots + time_of(plan.chunk) / 2.0
             };
             // The sums are written and read once more, by another kernel.
-            let sums = m as f64 * spans[0].n as f64 * batch as f64 * (plan.parts as f64 * 8.0 + 4.0);
+            let elements: f64 = spans.iter().map(|s| s.m as f64 * s.n as f64).sum();
+            let sums = elements * batch as f64 * (plan.parts as f64 * 8.0 + 4.0);
             plan.time = tiles + if plan.parts > 1 { sums / (multiprocessors as f64 * 12.0) + 4000.0 } else { 0.0 };
             if best.is_none_or(|b| plan.time < b.time) {
                 best = Some(plan);
@@ -298,8 +301,8 @@ mod tests {
     }
 
     fn choice(tiles: &[Tile], m: usize, n: usize, k: usize, split: bool) -> Option<Plan> {
-        let spans = [Span { n, steps: steps(DType::BF16, k) }];
-        choose(132, 2, tiles, &Work { m, spans: &spans, batch: 1, multiplications: m * n * k, split, products: 1.0 })
+        let spans = [Span { m, n, steps: steps(DType::BF16, k) }];
+        choose(132, 2, tiles, &Work { spans: &spans, batch: 1, multiplications: m * n * k, split, products: 1.0 })
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::{
     autograd::{Op, Saved},
     check::{cast, difference, parity_within, random},
     cpu,
-    ops::{Conv2d, Conv2dOptions, Dense, MatMul},
+    ops::{Conv2d, Conv2dOptions, Conv2dPair, Dense, MatMul},
     precision::{self, Precision},
 };
 
@@ -136,6 +136,47 @@ fn convolutions_agree_in_every_tile() -> Result<()> {
         agrees(TF32, force, 3 - times, &Conv2d(*options), &inputs, &gpu)?;
     }
     Ok(())
+}
+
+/// Two convolutions of one x: each pass is one launch with tiles of both, or with sums of both. Strides 1 to 4, of which the last two
+/// take several launches; filters that differ in number, size and dilation; a pair of which only one meets some phases.
+#[test]
+fn pairs_agree_in_every_tile() -> Result<()> {
+    let Some(gpu) = gpu((9, 0)) else { return Ok(()) };
+    let o = Conv2dOptions::new;
+    let entry = |s: usize| [o().stride(s).padding(1), o().stride(s)];
+    let geometries = [
+        ([2, 72, 9, 11], [[136, 72, 3, 3], [136, 72, 1, 1]], entry(2)),
+        ([3, 8, 12, 7], [[8, 8, 3, 3], [8, 8, 1, 1]], entry(1)),
+        ([1, 16, 13, 9], [[24, 16, 3, 3], [72, 16, 1, 1]], entry(3)),
+        ([2, 24, 11, 12], [[72, 24, 3, 3], [8, 24, 1, 1]], entry(4)),
+        ([1, 40, 17, 16], [[16, 40, 1, 1], [16, 40, 7, 5]], [o().stride(2), o().stride(2).padding([3, 2])]),
+        ([2, 8, 6, 15], [[8, 8, 2, 1], [16, 8, 3, 3]], [o().stride([1, 2]), o().stride([1, 2]).padding(2).dilation([2, 3])]),
+    ];
+    for (i, (x, [w1, w2], options)) in geometries.iter().enumerate() {
+        let layout = if i % 2 == 0 { Layout::ChannelsLast } else { Layout::RowMajor };
+        let (bias, mut inputs) = ([i % 2 == 0, i % 3 == 0], vec![random(x, 1)?.to_layout(layout)?]);
+        for (w, bias) in [w1, w2].into_iter().zip(bias) {
+            inputs.push(random(w, inputs.len() as u64)?);
+            inputs.extend(bias.then(|| random(&w[..1], 9)).transpose()?);
+        }
+        let op = Conv2dPair::new(*options, bias);
+        agrees(BRAIN, Force { tile: i, parts: 1 + i % 3, halo: false }, 5, &op, &inputs, &gpu)?;
+        let at_once = REACHED.get();
+        // The check goes back twice, the second time onto a gradient that has arrived.
+        assert_eq!(at_once, 5, "{op:?}: {at_once} plans for five passes");
+        if i == 0 {
+            agrees(TF32, Force { tile: 1, parts: 1, halo: false }, 1, &op, &inputs, &gpu)?;
+        }
+    }
+    // Where the larger one has a halo, both run alone; their gradients of x are rounded before they are added.
+    let apart = Math(DType::BF16, Precision::F32, 5e-3);
+    let inputs = [random(&[2, 40, 7, 7], 1)?, random(&[16, 40, 3, 3], 2)?, random(&[16, 40, 1, 1], 3)?];
+    agrees(apart, Force { tile: 2, parts: 1, halo: true }, 3, &Conv2dPair::new(entry(1), [false; 2]), &inputs, &gpu)?;
+    // So they do for dx where the strides are not alike.
+    let op = Conv2dPair::new([o(), o().stride(2)], [false; 2]);
+    let inputs = [random(&[2, 40, 7, 7], 1)?, random(&[16, 40, 1, 1], 2)?, random(&[24, 40, 1, 1], 3)?];
+    agrees(apart, Force { tile: 3, parts: 2, halo: false }, 4, &op, &inputs, &gpu)
 }
 
 /// Tiles of several rows, of several images, of a part of an image; ragged in all of them.

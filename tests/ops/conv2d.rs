@@ -4,7 +4,7 @@ use hadal::{
     Array, DType, Layout, Result, Tensor, autograd,
     check::random,
     cpu,
-    ops::{Conv2d, Conv2dOptions},
+    ops::{Conv2d, Conv2dOptions, Conv2dPair},
 };
 
 use crate::Case;
@@ -65,7 +65,97 @@ pub fn cases() -> Result<Vec<Case>> {
     add([2, 32, 7, 7], [16, 32, 3, 3], o().padding(1).stride(2), false, false)?;
     // Many output pixels and few weights: the weight gradient is cut into parts.
     add([3, 2, 33, 32], [3, 2, 3, 3], o().padding(1), true, false)?;
+    all.extend(pairs()?);
     Ok(all)
+}
+
+/// Two convolutions of one x.
+fn pairs() -> Result<Vec<Case>> {
+    let mut all = Vec::new();
+    let mut add = |x: [usize; 4], w: [[usize; 4]; 2], options: [Conv2dOptions; 2], bias: [bool; 2], smooth: bool| -> Result<()> {
+        let mut inputs = vec![random(&x, 1)?];
+        for i in 0..2 {
+            inputs.push(random(&w[i], 2 + i as u64)?);
+            inputs.extend(if bias[i] { Some(random(&w[i][..1], 4 + i as u64)?) } else { None });
+        }
+        let case = Case::new(Conv2dPair::new(options, bias), inputs).both_layouts();
+        all.push(if smooth { case } else { case.rough() });
+        Ok(())
+    };
+    let o = Conv2dOptions::new;
+    // A block's 3x3 and the 1x1 of its short cut, at each stride, odd and even.
+    for (stride, bias) in [(1, [true, true]), (2, [true, false]), (3, [false, true]), (4, [false, false])] {
+        let options = [o().padding(1).stride(stride), o().stride(stride)];
+        add([2, 3, 6, 5], [[4, 3, 3, 3], [4, 3, 1, 1]], options, bias, true)?;
+    }
+    // Neither channels nor sizes of the outputs are alike.
+    add([1, 2, 5, 4], [[3, 2, 2, 3], [1, 2, 1, 1]], [o().stride([2, 1]), o().padding(1)], [true, true], true)?;
+    // No image; no channel.
+    add([0, 2, 4, 4], [[3, 2, 3, 3], [3, 2, 1, 1]], [o().padding(1).stride(2), o().stride(2)], [true, true], true)?;
+    add([2, 2, 4, 4], [[3, 2, 3, 3], [0, 2, 1, 1]], [o().padding(1).stride(2), o().stride(2)], [true, true], true)?;
+    // Channels enough for every fast path.
+    let options = [o().padding(1).stride(2), o().stride(2)];
+    add([2, 24, 9, 8], [[40, 24, 3, 3], [40, 24, 1, 1]], options, [true, true], false)?;
+    Ok(all)
+}
+
+/// The values and gradients of a pair are those of its slow twin, two convolutions of which autograd adds the gradients up.
+#[test]
+fn a_pair_is_two_convolutions() -> Result<()> {
+    let f32s = |shape: &[usize], seed| Ok::<_, hadal::Error>(hadal::check::cast(&random(shape, seed)?, DType::F32)?);
+    let o = Conv2dOptions::new().stride(2);
+    let mut contexts = vec![cpu()];
+    contexts.extend(crate::common::gpu());
+    for ctx in &contexts {
+        // Whose gradient is wanted, and whether each output is used.
+        for (wanted, used) in [
+            ([true; 5], [true, true]),
+            ([true, false, false, false, false], [true, true]),
+            ([false, true, false, true, false], [true, true]),
+            ([false, true, false, false, true], [true, true]),
+            ([true, false, true, true, false], [true, true]),
+            ([true; 5], [true, false]),
+            ([true; 5], [false, true]),
+        ] {
+            let run = |pair: bool| -> Result<Vec<Vec<f64>>> {
+                let shapes: [&[usize]; 5] = [&[2, 8, 7, 6], &[16, 8, 3, 3], &[16], &[16, 8, 1, 1], &[16]];
+                let mut inputs = Vec::new();
+                for (i, shape) in shapes.into_iter().enumerate() {
+                    let t = Tensor::new(f32s(shape, i as u64)?.to_context(ctx)?);
+                    inputs.push(if wanted[i] { t.attach_grad() } else { t });
+                }
+                let [x, w1, b1, w2, b2] = &inputs[..] else { unreachable!() };
+                let (first, second) = ((w1, Some(b1), o.padding(1)), (w2, Some(b2), o));
+                let (y1, y2, loss) = autograd::record(|| {
+                    let (y1, y2) = if pair {
+                        x.conv2d_pair(first, second)?
+                    } else {
+                        (x.conv2d(first.0, first.1, first.2)?, x.conv2d(second.0, second.1, second.2)?)
+                    };
+                    let loss = match used {
+                        [true, true] => y1.square()?.sum(&[])?.add(&y2.square()?.sum(&[])?)?,
+                        [true, false] => y1.square()?.sum(&[])?,
+                        _ => y2.square()?.sum(&[])?,
+                    };
+                    Ok::<_, hadal::Error>((y1, y2, loss))
+                })?;
+                loss.backward()?;
+                let mut all = vec![y1.array().to_f64_vec()?, y2.array().to_f64_vec()?];
+                for i in (0..5).filter(|&i| wanted[i]) {
+                    // What leads to no used output has no gradient in one form and zeros in the other.
+                    let grad = inputs[i].grad().map(|g| g.array().to_f64_vec());
+                    all.push(grad.unwrap_or_else(|_| Ok(vec![0.0; inputs[i].array().len()]))?);
+                }
+                Ok(all)
+            };
+            let (fast, slow) = (run(true)?, run(false)?);
+            assert_eq!(fast.len(), slow.len());
+            for (a, b) in fast.iter().flatten().zip(slow.iter().flatten()) {
+                assert!((a - b).abs() <= 1e-4 * (1.0 + b.abs()), "{ctx}, wanted {wanted:?}, used {used:?}: {a} and {b}");
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The book's corr2d: 0…8 with 0…3, its two-channel and its many-filter versions.
@@ -144,6 +234,8 @@ fn mistakes_are_named() {
     says(&[2, 3, 6, 6], &[8, 3, 3, 3], o().padding(usize::MAX), "too large");
     says(&[2, 3, 6, 6], &[8, 3, 3, 3], o().padding((1 << 30) - 4), "too many elements");
     says(&[2, 3, 6, 6], &[8, 3, 3, 3], o().dilation(usize::MAX), "too large");
+    let second = t(&[2, 3, 6, 6]).conv2d_pair((&t(&[8, 3, 3, 3]), None, o()), (&t(&[8, 2, 1, 1]), None, o())).unwrap_err();
+    assert!(second.to_string().contains("weight (8, 2, 1, 1)"), "{second}");
     let message = t(&[1, 1, 3, 3]).conv2d(&t(&[2, 1, 3, 3]), Some(&t(&[3])), o()).unwrap_err().to_string();
     assert!(message.contains("bias needs 2 elements"), "{message}");
     let half = Tensor::new(Array::zeros(&[1, 1, 3, 3], DType::BF16, &cpu()).unwrap());

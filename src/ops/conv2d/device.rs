@@ -1,7 +1,11 @@
 //! Convolution on the GPU: channel by channel by [`depthwise`], on tensor cores where [`wgmma`] or [`mma`] takes it, else by
 //! `kernels/conv2d.cu`, for either layout of x and y.
 
+<<<<<<< HEAD
 use super::{depthwise, mma, output, wgmma};
+=======
+use super::{Filters, Gradient, mma, output, wgmma};
+>>>>>>> wc
 use crate::{
     Array, Error, Layout, Result,
     cpu::conv::ConvShape,
@@ -57,6 +61,39 @@ impl Sizes {
     }
 }
 
+/// Both convolutions of a pair, in one launch where the kernels for Hopper take it.
+pub(super) fn forward_pair(op: &'static str, x: &Array, convs: &[Filters; 2]) -> Result<Vec<Array>> {
+    match wgmma::forward(x, convs)? {
+        Some(both) => Ok(both),
+        None => convs.iter().map(|&(w, b, s)| forward(op, x, w, b, s)).collect(),
+    }
+}
+
+/// The sum of the gradients of an x that one or two convolutions have, and of what has `arrived` for it, which may be written.
+pub(super) fn backward_data(op: &'static str, convs: &[Gradient], arrived: Option<&Array>) -> Result<Array> {
+    if let Some(dx) = wgmma::backward_data(convs, arrived)? {
+        return Ok(dx);
+    }
+    let mut dx = match convs {
+        [one] => alone(op, one)?,
+        _ => backward_data(op, &convs[..1], None)?,
+    };
+    for conv in &convs[1..] {
+        dx.add_assign(&backward_data(op, &[*conv], None)?)?;
+    }
+    if let Some(arrived) = arrived {
+        dx.add_assign(arrived)?;
+    }
+    Ok(dx)
+}
+
+pub(super) fn backward_weight_pair(op: &'static str, x: &Array, convs: &[(&Array, &ConvShape); 2]) -> Result<Vec<Array>> {
+    match wgmma::backward_weight(x, convs)? {
+        Some(both) => Ok(both),
+        None => convs.iter().map(|&(dy, s)| backward_weight(op, dy, x, s)).collect(),
+    }
+}
+
 fn defines(y: &Array, layout: Layout) -> [(&'static str, Define); 2] {
     [("scalar_t", y.dtype().into()), ("CHANNELS_LAST", Define::Int(i64::from(layout == Layout::ChannelsLast)))]
 }
@@ -70,10 +107,14 @@ fn grid(op: &'static str, rows: usize, cols: usize, parts: usize, groups: usize)
 }
 
 pub(super) fn forward(op: &'static str, x: &Array, w: &Array, b: Option<&Array>, s: &ConvShape) -> Result<Array> {
+<<<<<<< HEAD
     if let Some(y) = depthwise::forward(x, w, b, s)? {
         return Ok(y);
     }
     if let Some(y) = wgmma::forward(x, w, b, s)? {
+=======
+    if let Some(y) = wgmma::forward(x, &[(w, b, s)])?.and_then(|mut y| y.pop()) {
+>>>>>>> wc
         return Ok(y);
     }
     if let Some(y) = mma::forward(x, w, b, s)? {
@@ -87,6 +128,7 @@ pub(super) fn forward(op: &'static str, x: &Array, w: &Array, b: Option<&Array>,
     Ok(y)
 }
 
+<<<<<<< HEAD
 pub(super) fn backward_data(op: &'static str, dy: &Array, w: &Array, s: &ConvShape) -> Result<Array> {
     if let Some(dx) = depthwise::backward_data(dy, w, s)? {
         return Ok(dx);
@@ -94,6 +136,10 @@ pub(super) fn backward_data(op: &'static str, dy: &Array, w: &Array, s: &ConvSha
     if let Some(dx) = wgmma::backward_data(dy, w, s)? {
         return Ok(dx);
     }
+=======
+/// One gradient of x, not by wgmma.
+fn alone(op: &'static str, &(dy, w, s): &Gradient) -> Result<Array> {
+>>>>>>> wc
     if let Some(dx) = mma::backward_data(dy, w, s)? {
         return Ok(dx);
     }
@@ -110,10 +156,14 @@ pub(super) fn backward_data(op: &'static str, dy: &Array, w: &Array, s: &ConvSha
 }
 
 pub(super) fn backward_weight(op: &'static str, dy: &Array, x: &Array, s: &ConvShape) -> Result<Array> {
+<<<<<<< HEAD
     if let Some(dw) = depthwise::backward_weight(dy, x, s)? {
         return Ok(dw);
     }
     if let Some(dw) = wgmma::backward_weight(dy, x, s)? {
+=======
+    if let Some(dw) = wgmma::backward_weight(x, &[(dy, s)])?.and_then(|mut dw| dw.pop()) {
+>>>>>>> wc
         return Ok(dw);
     }
     if let Some(dw) = mma::backward_weight(dy, x, s)? {

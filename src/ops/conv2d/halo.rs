@@ -25,6 +25,7 @@ struct Sizes {
     all: i32,
     halo: i32,
     halo_bytes: i32,
+    adds: i32,
 }
 
 /// How it is computed.
@@ -107,8 +108,15 @@ impl Halo {
         self.tile.shared(self.stages * self.tile.rows() * 128 + HALOS * self.bytes)
     }
 
-    /// Computes `to` from `images` and the filters for `pass`, all channels-last.
-    pub(super) fn run(&self, to: &Array, images: &Array, (w, pass): (&Array, usize), bias: Option<&Array>) -> Result<()> {
+    /// Computes `to` from `images` and the filters for `pass`, all channels-last, or `adds` it to what `to` holds.
+    pub(super) fn run(
+        &self,
+        to: &Array,
+        images: &Array,
+        (w, pass): (&Array, usize),
+        bias: Option<&Array>,
+        adds: bool,
+    ) -> Result<()> {
         let ([n, rows, height, width], dtype) = ([0, 1, 2, 3].map(|i| to.shape()[i]), to.dtype());
         let (channels, all) = (images.shape()[1], self.tiles.iter().product::<usize>());
         let int = |v: usize| v as i32;
@@ -123,6 +131,7 @@ impl Halo {
             all: int(all),
             halo: int(self.pixels),
             halo_bytes: int(self.bytes),
+            adds: adds.into(),
         };
         let define = self.tile.defines(dtype, self.stages, 1, &[("PASS", pass)]);
         Launch::new(to, "conv3x3_wgmma.cu", "conv3x3_wgmma", &define)?

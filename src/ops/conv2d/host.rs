@@ -2,12 +2,13 @@
 
 use std::borrow::Cow;
 
-use super::output;
+use super::{Gradient, output};
 use crate::{
     Array, DType, Layout, Result,
     cpu::{
         buffers::Buffer,
         conv::{ConvShape, conv2d_backward_bias, conv2d_backward_data, conv2d_backward_weight, conv2d_forward},
+        parallel,
     },
     dtype::{Element, Real, real_type},
     shape::numel,
@@ -68,20 +69,33 @@ pub(super) fn forward(op: &'static str, x: &Array, w: &Array, b: Option<&Array>,
     y.to_layout(layout)
 }
 
-pub(super) fn backward_data(op: &'static str, dy: &Array, w: &Array, s: &ConvShape) -> Result<Array> {
+/// The sum of the gradients of an x that all these convolutions have, and of what has `arrived` for it.
+pub(super) fn backward_data(op: &'static str, convs: &[Gradient], arrived: Option<&Array>) -> Result<Array> {
+    let (dy, _, s) = convs[0];
     let (layout, dtype) = (dy.layout(), dy.dtype());
-    let (dy, w) = (rows(dy)?, rows(w)?);
     let dx = real_type!(op, dtype, F => {
-        let (dy, w) = (dy.real::<F>(op)?, w.real::<F>(op)?);
-        let mut dx = Buffer::<F>::zeros(s.x_len());
-        if fast::<F>(s) {
-            conv2d_backward_data(f32s(&dy), f32s(&w), bytemuck::cast_slice_mut(&mut dx), s);
-        } else {
-            products(s, |ix, iw, iy| dx[ix] += dy[iy] * w[iw]);
+        let mut dx = x_gradient::<F>(op, &convs[0])?;
+        for conv in &convs[1..] {
+            parallel::zip_assign(&mut dx, &x_gradient::<F>(op, conv)?, |a, b| *a += b);
+        }
+        if let Some(arrived) = arrived {
+            parallel::zip_assign(&mut dx, &rows(arrived)?.real::<F>(op)?, |a, b| *a += b);
         }
         Ok(Array::from_real(dx, &[s.n, s.c, s.h, s.w], dtype))
     })?;
     dx.to_layout(layout)
+}
+
+fn x_gradient<F: Real>(op: &'static str, &(dy, w, s): &Gradient) -> Result<Buffer<F>> {
+    let (dy, w) = (rows(dy)?, rows(w)?);
+    let (dy, w) = (dy.real::<F>(op)?, w.real::<F>(op)?);
+    let mut dx = Buffer::<F>::zeros(s.x_len());
+    if fast::<F>(s) {
+        conv2d_backward_data(f32s(&dy), f32s(&w), bytemuck::cast_slice_mut(&mut dx), s);
+    } else {
+        products(s, |ix, iw, iy| dx[ix] += dy[iy] * w[iw]);
+    }
+    Ok(dx)
 }
 
 pub(super) fn backward_weight(op: &'static str, dy: &Array, x: &Array, s: &ConvShape) -> Result<Array> {

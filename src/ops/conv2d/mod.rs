@@ -5,6 +5,7 @@ mod device;
 mod halo;
 mod host;
 mod mma;
+mod pair;
 mod tf32;
 mod wgmma;
 
@@ -18,6 +19,8 @@ use crate::{
     cpu::conv::ConvShape,
     shape::Display,
 };
+
+pub use pair::Conv2dPair;
 
 /// The attributes of a convolution; each setter takes one number for both axes or `[height, width]`.
 ///
@@ -80,6 +83,11 @@ impl Conv2dOptions {
 pub struct Conv2d(pub Conv2dOptions);
 
 impl Conv2d {
+    /// The error that inputs of these shapes bring, if any.
+    pub(crate) fn check(&self, x: &[usize], w: &[usize], b: Option<&[usize]>) -> Result<()> {
+        self.plan(x, w, b).map(|_| ())
+    }
+
     /// Checks the shapes; returns the sizes that all passes need.
     fn plan(&self, x: &[usize], w: &[usize], b: Option<&[usize]>) -> Result<ConvShape> {
         let Conv2dOptions { stride, padding, dilation, groups } = self.0;
@@ -107,6 +115,12 @@ impl Conv2d {
         Ok(ConvShape { n, c, h, w: width, o, kernel: [kh, kw], stride, padding, dilation, groups })
     }
 }
+
+/// The filters of a convolution, its bias if it has one, and its sizes.
+type Filters<'a> = (&'a Array, Option<&'a Array>, &'a ConvShape);
+
+/// What a convolution sends back to its x: dy, the filters and the sizes.
+type Gradient<'a> = (&'a Array, &'a Array, &'a ConvShape);
 
 /// The shape of the output.
 fn output(s: &ConvShape) -> [usize; 4] {
@@ -144,8 +158,10 @@ impl Op for Conv2d {
         let dy = only(self.name(), dy, &output(&s))?;
         let on_host = dy.context() == Context::Cpu;
         let dx = match saved.needs(0) {
-            true if on_host => Some(host::backward_data(self.name(), dy, saved.get(0)?, &s)?),
-            true => Some(device::backward_data(self.name(), dy, saved.get(0)?, &s)?),
+            true => {
+                let backward = if on_host { host::backward_data } else { device::backward_data };
+                Some(backward(self.name(), &[(dy, saved.get(0)?, &s)], saved.arrived(0))?)
+            }
             false => None,
         };
         let dw = match (saved.needs(1), usize::from(saved.needs(0))) {
@@ -162,6 +178,10 @@ impl Op for Conv2d {
             });
         }
         Ok(grads)
+    }
+
+    fn adds(&self, i: usize) -> bool {
+        i == 0
     }
 }
 

@@ -1,7 +1,8 @@
 //! Convolution by wgmma: launches of `kernels/conv2d_wgmma.cu`, for channels-last images in 16 bits and tf32. Each
-//! function answers `None` where another kernel has to run.
+//! function takes one convolution or two of the same x, and answers `None` where another kernel, or one for each, has to run.
 
 use super::{
+    Filters, Gradient,
     halo::{Halo, HaloWeight},
     mma, output, tf32,
 };
@@ -13,7 +14,7 @@ use crate::{
 };
 
 /// Phases of one launch: `PHASES` of `conv2d_wgmma.cu`.
-const PHASES: usize = 4;
+const PHASES: usize = 5;
 
 /// The `Axis` of `conv2d_wgmma.cu`.
 #[repr(C)]
@@ -35,6 +36,16 @@ struct Axis {
 struct Phase {
     axes: [Axis; 2],
     begin: i32,
+    of: i32,
+}
+
+/// The `Channels` of `conv2d_wgmma.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Channels {
+    rows: i32,
+    count: i32,
+    kw: i32,
 }
 
 /// The `Conv` of `conv2d_wgmma.cu`.
@@ -42,15 +53,14 @@ struct Phase {
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Sizes {
     phase: [Phase; PHASES],
+    channels: [Channels; 2],
     phases: i32,
     tiles: i32,
     written: [i32; 3],
-    rows: i32,
-    channels: i32,
     groups: i32,
-    kw: i32,
     chunk: i32,
     parts: i32,
+    adds: i32,
 }
 
 impl Axis {
@@ -153,103 +163,152 @@ fn is_plain_3x3(s: &ConvShape) -> bool {
     (s.kernel, s.stride, s.padding, s.dilation, s.groups) == ([3, 3], [1, 1], [1; 4], [1, 1], 1)
 }
 
-/// `to` (n, rows, h, w) from `images` (n, channels, …) and the filters, phase by phase.
-struct Images<'a> {
+/// One of the convolutions of a launch: `to` (n, rows, h, w) from `images` (n, channels, …) and the filters.
+#[derive(Clone, Copy)]
+struct Side<'a> {
+    s: &'a ConvShape,
     to: &'a Array,
     images: &'a Array,
     filters: &'a Array,
     bias: Option<&'a Array>,
+}
+
+impl Side<'_> {
+    /// Channels written, in each group.
+    fn rows(&self) -> usize {
+        self.to.shape()[1] / self.s.groups
+    }
+
+    /// Channels summed over, in each group.
+    fn channels(&self) -> usize {
+        self.images.shape()[1] / self.s.groups
+    }
+}
+
+/// The number of a side, and its axes.
+type Term = (usize, [Axis; 2]);
+
+/// Forward pass (0) or data gradient (1) of one convolution or two.
+struct Images<'a> {
+    sides: &'a [Side<'a>],
+    /// What adds up in the same tiles.
+    sums: &'a [Vec<Term>],
     pass: usize,
-    groups: usize,
+    /// To what `to` holds.
+    adds: bool,
 }
 
 impl Images<'_> {
-    /// The arguments by which `Halo` computes the same.
-    fn halo(&self, s: &ConvShape) -> Result<Option<Halo>> {
-        if is_plain_3x3(s) { Halo::new(self.to, self.images.shape()[1]) } else { Ok(None) }
-    }
-
-    /// Whether `to` has been computed, and is not left to another kernel.
-    fn compute(&self, s: &ConvShape, phases: &[[Axis; 2]]) -> Result<bool> {
-        let (halo, plan) = (self.halo(s)?, self.plan(phases)?);
+    /// Whether all `to` have been computed, and are not left to another kernel.
+    fn compute(&self) -> Result<bool> {
+        let halo = match self.sides.iter().find(|side| is_plain_3x3(side.s)) {
+            Some(side) => Halo::new(side.to, side.images.shape()[1])?,
+            None => None,
+        };
+        if halo.is_some() && self.sides.len() > 1 {
+            return Ok(false);
+        }
+        let plan = self.plan()?;
         if halo.is_none() && plan.is_none() {
             return Ok(false);
         }
+        let images = each_last(self.sides.iter().map(|side| side.images))?;
         // Filters are read as they lie, those that are summed over next to each other or not; tf32 cannot.
-        let (filters, pass) = match (self.pass, self.to.dtype()) {
-            (1, DType::F32) => (tf32::turned(self.filters)?, 0),
-            (pass, _) => (last(self.filters)?, pass),
-        };
-        let job = Images { images: &last(self.images)?, filters: &filters, pass, ..*self };
+        let turns = self.pass == 1 && self.sides[0].to.dtype() == DType::F32;
+        let lie = |side: &Side| if turns { tf32::turned(side.filters) } else { last(side.filters) };
+        let (filters, pass) = (self.sides.iter().map(lie).collect::<Result<Vec<_>>>()?, if turns { 0 } else { self.pass });
+        let own = self.sides.iter().zip(images.iter().zip(&filters));
+        let sides: Vec<Side> = own.map(|(side, (images, filters))| Side { images, filters, ..*side }).collect();
         match (halo, plan) {
             (Some(halo), plan) if plan.is_none_or(|p| halo.time <= p.time) => {
-                halo.run(job.to, job.images, (job.filters, job.pass), job.bias)?;
+                let Side { to, images, filters, bias, .. } = sides[0];
+                halo.run(to, images, (filters, pass), bias, self.adds)?;
             }
-            (_, Some(plan)) => job.run(&plan, phases)?,
+            (_, Some(plan)) => Images { sides: &sides, pass, ..*self }.run(&plan)?,
             _ => {}
         }
         Ok(true)
     }
 
-    /// Channels written, in each group.
-    fn rows(&self) -> usize {
-        self.to.shape()[1] / self.groups
-    }
-
-    /// Channels summed over, in each group.
-    fn channels(&self) -> usize {
-        self.images.shape()[1] / self.groups
-    }
-
-    fn plan(&self, phases: &[[Axis; 2]]) -> Result<Option<Plan>> {
-        let (n, rows, batch) = (self.to.shape()[0], self.rows(), self.groups);
-        let (channels, size) = (self.channels(), [self.images.shape()[2], self.images.shape()[3]]);
+    fn plan(&self) -> Result<Option<Plan>> {
+        let (to, groups) = (self.sides[0].to, self.sides[0].s.groups);
+        let size = |a: &Array| [a.shape()[2], a.shape()[3]];
+        let fits = |&(of, axes): &Term| axes.iter().zip(size(self.sides[of].images)).all(|(axis, size)| axis.fits(size));
         // A step that is no whole one would go on into the next group's channels.
-        if batch > 1 && !channels.is_multiple_of(128 / self.to.dtype().size()) {
+        let whole = |side: &Side| groups == 1 || side.channels().is_multiple_of(128 / to.dtype().size());
+        if !self.sums.iter().flatten().all(fits) || !self.sides.iter().all(whole) {
             return Ok(None);
         }
-        if !phases.iter().flatten().zip(size.iter().cycle()).all(|(a, &size)| a.fits(size)) {
-            return Ok(None);
-        }
-        let chunks = wgmma::steps(self.to.dtype(), channels);
-        let spans: Vec<Span> = phases.iter().map(|a| Span { n: n * plane(a), steps: chunks * taps(a) }).collect();
-        let multiplications = phases.iter().map(|a| (n * plane(a) * taps(a)).saturating_mul(rows * channels * batch)).sum();
-        wgmma::plan(self.to, Tile::IMAGE, &Work { m: rows, spans: &spans, batch, multiplications, split: false, products: 1.0 })
+        let mut multiplications = 0usize;
+        let span = |terms: &Vec<Term>| {
+            let (n, m) = (to.shape()[0] * plane(&terms[0].1), self.sides[terms[0].0].rows());
+            let steps = |&(of, axes): &Term| {
+                let channels = self.sides[of].channels();
+                multiplications = multiplications.saturating_add((n * taps(&axes)).saturating_mul(m * channels * groups));
+                wgmma::steps(to.dtype(), channels) * taps(&axes)
+            };
+            Span { m, n, steps: terms.iter().map(steps).sum() }
+        };
+        let spans: Vec<Span> = self.sums.iter().map(span).collect();
+        wgmma::plan(to, Tile::IMAGE, &Work { spans: &spans, batch: groups, multiplications, split: false, products: 1.0 })
     }
 
-    fn run(&self, plan: &Plan, phases: &[[Axis; 2]]) -> Result<()> {
-        let (shape, dtype) = (self.to.shape(), self.to.dtype());
-        let define = plan.defines(dtype, &[("PASS", self.pass)]);
-        let filters = filters(self.filters, self.pass, plan.tile.rows());
-        for phases in phases.chunks(PHASES) {
-            let (mut tiles, mut phase) = (0, [bytemuck::Zeroable::zeroed(); PHASES]);
-            for (to, axes) in phase.iter_mut().zip(phases) {
-                *to = Phase { axes: *axes, begin: tiles as i32 };
-                let across = (shape[0] * plane(axes)).div_ceil(plan.tile.columns());
-                tiles += self.rows().div_ceil(plan.tile.rows()) * across * self.groups;
-            }
-            let sizes = Sizes {
-                phase,
-                phases: phases.len() as i32,
-                tiles: tiles as i32,
-                written: [shape[0] as i32, shape[2] as i32, shape[3] as i32],
-                rows: self.rows() as i32,
-                channels: self.channels() as i32,
-                groups: self.groups as i32,
-                kw: self.filters.shape()[3] as i32,
-                chunk: 0,
-                parts: 1,
-            };
-            let mut launch = Launch::new(self.to, "conv2d_wgmma.cu", "conv2d_wgmma", &define)?.tensor(self.filters, &filters);
-            for i in 0..PHASES {
-                let axes = phases[i.min(phases.len() - 1)];
-                let pixels = im2col(self.images, axes, plan.tile.columns());
-                launch = launch.tensor(self.images, &wgmma::swizzled(pixels, dtype));
-            }
-            let launch = launch.array(self.to).optional(self.bias).value(sizes);
-            launch.run(plan.grid(tiles), plan.threads(), plan.shared())?;
+    /// Launches with as many phases as one takes.
+    fn run(&self, plan: &Plan) -> Result<()> {
+        let mut sums = self.sums;
+        while !sums.is_empty() {
+            let phases = sums.iter().scan(0, |all, terms| {
+                *all += terms.len();
+                Some(*all)
+            });
+            let (now, later) = sums.split_at(phases.take_while(|&all| all <= PHASES).count().max(1));
+            self.launch(plan, now)?;
+            sums = later;
         }
         Ok(())
+    }
+
+    fn launch(&self, plan: &Plan, sums: &[Vec<Term>]) -> Result<()> {
+        let (first, second) = ends(self.sides);
+        let (shape, dtype) = (first.to.shape(), first.to.dtype());
+        let (mut tiles, mut phases) = (0, Vec::new());
+        for terms in sums {
+            phases.extend(terms.iter().map(|&(of, axes)| Phase { axes, begin: tiles as i32, of: of as i32 }));
+            let across = (shape[0] * plane(&terms[0].1)).div_ceil(plan.tile.columns());
+            tiles += self.sides[terms[0].0].rows().div_ceil(plan.tile.rows()) * across * first.s.groups;
+        }
+        let channels = |side: &Side| [side.rows(), side.channels(), side.filters.shape()[3]];
+        let sizes = Sizes::new(&phases, tiles, [first, second].map(channels), [shape[0], shape[2], shape[3]], first.s.groups);
+        let filters = |side: &Side| filters(side.filters, self.pass, plan.tile.rows());
+        let mut launch = Launch::new(first.to, "conv2d_wgmma.cu", "conv2d_wgmma", &plan.defines(dtype, &[("PASS", self.pass)]))?
+            .tensor(first.filters, &filters(first))
+            .tensor(second.filters, &filters(second));
+        for phase in phases.iter().chain(std::iter::repeat(&phases[0])).take(PHASES) {
+            let images = self.sides[phase.of as usize].images;
+            let pixels = im2col(images, phase.axes, plan.tile.columns());
+            launch = launch.tensor(images, &wgmma::swizzled(pixels, dtype));
+        }
+        let launch = launch.array(first.to).array(second.to).optional(first.bias).optional(second.bias);
+        launch.value(Sizes { adds: self.adds.into(), ..sizes }).run(plan.grid(tiles), plan.threads(), plan.shared())
+    }
+}
+
+impl Sizes {
+    /// For `phases` of `tiles` tiles; rows, channels and kw of both sides.
+    fn new(phases: &[Phase], tiles: usize, channels: [[usize; 3]; 2], written: [usize; 3], groups: usize) -> Self {
+        let mut phase = [bytemuck::Zeroable::zeroed(); PHASES];
+        phase[..phases.len()].copy_from_slice(phases);
+        Sizes {
+            phase,
+            channels: channels.map(|c| c.map(|v| v as i32)).map(|[rows, count, kw]| Channels { rows, count, kw }),
+            phases: phases.len() as i32,
+            tiles: tiles as i32,
+            written: written.map(|v| v as i32),
+            groups: groups as i32,
+            chunk: 0,
+            parts: 1,
+            adds: 0,
+        }
     }
 }
 
@@ -257,106 +316,175 @@ fn last(a: &Array) -> Result<Array> {
     a.to_layout(Layout::ChannelsLast)
 }
 
-pub(super) fn forward(x: &Array, w: &Array, b: Option<&Array>, s: &ConvShape) -> Result<Option<Array>> {
-    if !takes(x, s)? {
-        return Ok(None);
+/// All arrays channels-last; one that comes twice is copied once.
+fn each_last<'a>(arrays: impl Iterator<Item = &'a Array>) -> Result<Vec<Array>> {
+    let mut all: Vec<(&Array, Array)> = Vec::new();
+    for a in arrays {
+        let known = all.iter().find(|(of, _)| std::ptr::eq(*of, a)).map(|(_, copy)| copy.clone());
+        all.push((a, known.map_or_else(|| last(a), Ok)?));
     }
-    let y = Array::uninit(&output(s), x.dtype(), Layout::ChannelsLast, &x.context())?;
-    let axes = [[Axis::forward(s, 0), Axis::forward(s, 1)]];
-    let job = Images { to: &y, images: x, filters: w, bias: b, pass: 0, groups: s.groups };
-    job.compute(s, &axes)?.then(|| y.to_layout(x.layout())).transpose()
+    Ok(all.into_iter().map(|(_, copy)| copy).collect())
 }
 
-pub(super) fn backward_data(dy: &Array, w: &Array, s: &ConvShape) -> Result<Option<Array>> {
+/// The first one of a launch, and the second, where there is none the first again.
+fn ends<T>(sides: &[T]) -> (&T, &T) {
+    (&sides[0], &sides[sides.len() - 1])
+}
+
+pub(super) fn forward(x: &Array, convs: &[Filters]) -> Result<Option<Vec<Array>>> {
+    let mut all = Vec::new();
+    for (_, _, s) in convs {
+        if s.groups != convs[0].2.groups || !takes(x, s)? {
+            return Ok(None);
+        }
+        all.push(Array::uninit(&output(s), x.dtype(), Layout::ChannelsLast, &x.context())?);
+    }
+    let side = |(&(w, b, s), y)| Side { s, to: y, images: x, filters: w, bias: b };
+    let sides: Vec<Side> = convs.iter().zip(&all).map(side).collect();
+    let axes = |(i, side): (usize, &Side)| vec![(i, [Axis::forward(side.s, 0), Axis::forward(side.s, 1)])];
+    let mut sums: Vec<Vec<Term>> = sides.iter().enumerate().map(axes).collect();
+    heavy_first(&mut sums);
+    let done = Images { sides: &sides, sums: &sums, pass: 0, adds: false }.compute()?;
+    done.then(|| all.iter().map(|y| y.to_layout(x.layout())).collect()).transpose()
+}
+
+/// Long tiles come first, so that the short ones fill what is left of the device; those without a tap write zeros.
+fn heavy_first(sums: &mut [Vec<Term>]) {
+    sums.sort_by_key(|terms| std::cmp::Reverse(terms.iter().map(|(_, axes)| taps(axes)).sum::<usize>()));
+}
+
+/// dx of one convolution, or the sum of those of two with the same strides, added to what has `arrived` in its place.
+pub(super) fn backward_data(convs: &[Gradient], arrived: Option<&Array>) -> Result<Option<Array>> {
+    let (dy, _, s) = convs[0];
+    let turns = dy.dtype() == DType::F32;
     // Filters are turned as a whole, not by group.
-    if (dy.dtype() == DType::F32 && s.groups > 1) || !takes(dy, s)? {
+    if (turns && s.groups > 1) || convs.iter().any(|(_, _, other)| (other.stride, other.groups) != (s.stride, s.groups)) {
         return Ok(None);
     }
-    let dx = Array::uninit(&[s.n, s.c, s.h, s.w], dy.dtype(), Layout::ChannelsLast, &dy.context())?;
+    for (_, _, s) in convs {
+        if !takes(dy, s)? || arrived.is_some_and(|a| a.dtype() != dy.dtype() || a.shape() != [s.n, s.c, s.h, s.w]) {
+            return Ok(None);
+        }
+    }
+    let dx = match arrived {
+        Some(sum) => last(sum)?,
+        None => Array::uninit(&[s.n, s.c, s.h, s.w], dy.dtype(), Layout::ChannelsLast, &dy.context())?,
+    };
+    let side = |&(dy, w, s)| Side { s, to: &dx, images: dy, filters: w, bias: None };
+    let sides: Vec<Side> = convs.iter().map(side).collect();
     let [down, across] = [s.stride[0].min(s.h), s.stride[1].min(s.w)];
     let phase = |i: usize| {
-        let axes = [Axis::backward(s, 0, i / across), Axis::backward(s, 1, i % across)];
-        // Turned filters have their taps backwards.
-        if dy.dtype() == DType::F32 { [axes[0].turned(s.kernel[0]), axes[1].turned(s.kernel[1])] } else { axes }
+        let axes = |side: &Side| {
+            let axes = [Axis::backward(side.s, 0, i / across), Axis::backward(side.s, 1, i % across)];
+            // Turned filters have their taps backwards.
+            if turns { [axes[0].turned(side.s.kernel[0]), axes[1].turned(side.s.kernel[1])] } else { axes }
+        };
+        let mut terms: Vec<Term> = sides.iter().map(axes).enumerate().collect();
+        // One without a tap is left where the other has some.
+        terms.sort_by_key(|(_, axes)| taps(axes) == 0);
+        terms.truncate(terms.iter().filter(|(_, axes)| taps(axes) > 0).count().max(1));
+        terms
     };
-    let mut phases: Vec<[Axis; 2]> = (0..down * across).map(phase).collect();
-    // The heavy ones first; those without a tap write zeros.
-    phases.sort_by_key(|axes| std::cmp::Reverse(taps(axes)));
-    let job = Images { to: &dx, images: dy, filters: w, bias: None, pass: 1, groups: s.groups };
-    job.compute(s, &phases)?.then(|| dx.to_layout(dy.layout())).transpose()
+    let mut sums: Vec<Vec<Term>> = (0..down * across).map(phase).collect();
+    heavy_first(&mut sums);
+    let done = Images { sides: &sides, sums: &sums, pass: 1, adds: arrived.is_some() }.compute()?;
+    done.then(|| dx.to_layout(dy.layout())).transpose()
 }
 
-pub(super) fn backward_weight(dy: &Array, x: &Array, s: &ConvShape) -> Result<Option<Array>> {
-    let [n, o, oh, ow] = output(s);
-    let (dtype, axes) = (dy.dtype(), [Axis::forward(s, 0), Axis::forward(s, 1)]);
-    if !takes(dy, s)? || !axes[0].fits(s.h) || !axes[1].fits(s.w) {
+/// dw of one convolution or two, from each one's dy and sizes.
+pub(super) fn backward_weight(x: &Array, convs: &[(&Array, &ConvShape)]) -> Result<Option<Vec<Array>>> {
+    let (mut axes, mut halo) = (Vec::new(), None);
+    for &(dy, s) in convs {
+        let own = [Axis::forward(s, 0), Axis::forward(s, 1)];
+        if s.groups != convs[0].1.groups || !takes(dy, s)? || !own[0].fits(s.h) || !own[1].fits(s.w) {
+            return Ok(None);
+        }
+        if is_plain_3x3(s) {
+            halo = HaloWeight::new(dy, s.c)?;
+        }
+        axes.push(own);
+    }
+    if halo.is_some() && convs.len() > 1 {
         return Ok(None);
     }
-    let (og, cg) = (o / s.groups, s.c / s.groups);
-    let dw = Array::uninit(&[o, cg, s.kernel[0], s.kernel[1]], dtype, Layout::RowMajor, &dy.context())?;
-    let (pixels, boxes) = (n * oh * ow, taps(&axes) * cg.div_ceil(64));
-    let spans = [Span { n: boxes * 64, steps: wgmma::steps(dtype, pixels) }];
-    let multiplications = pixels.saturating_mul(dw.len());
-    let work = Work { m: og, spans: &spans, batch: s.groups, multiplications, split: true, products: wgmma::products(dtype) };
-    let plan = wgmma::plan(dy, Tile::WEIGHT, &work)?;
-    let halo = if is_plain_3x3(s) { HaloWeight::new(dy, s.c)? } else { None };
-    if !worth_splitting(dy, s, [halo.map(|h| h.time), plan.map(|p| p.time)])? {
+    let (dtype, groups, mut multiplications) = (x.dtype(), convs[0].1.groups, 0usize);
+    let span = |(&(_, s), axes): (&(&Array, &ConvShape), &[Axis; 2])| {
+        let pixels = s.n * plane(axes);
+        multiplications = multiplications.saturating_add(pixels.saturating_mul(s.w_len()));
+        Span { m: s.o / groups, n: taps(axes) * (s.c / groups).next_multiple_of(64), steps: wgmma::steps(dtype, pixels) }
+    };
+    let spans: Vec<Span> = convs.iter().zip(&axes).map(span).collect();
+    let work = Work { spans: &spans, batch: groups, multiplications, split: true, products: wgmma::products(dtype) };
+    let plan = wgmma::plan(x, Tile::WEIGHT, &work)?;
+    if !worth_splitting(convs, [halo.as_ref().map(|h| h.time), plan.map(|p| p.time)])? {
         return Ok(None);
     }
     let (sums, parts) = match (halo, plan) {
-        (Some(halo), plan) if plan.is_none_or(|p| halo.time <= p.time) => halo.run(&last(dy)?, &last(x)?)?,
-        (_, Some(plan)) => weight_parts(&last(dy)?, &last(x)?, s, axes, &plan)?,
+        (Some(halo), plan) if plan.is_none_or(|p| halo.time <= p.time) => {
+            let (sums, parts) = halo.run(&last(convs[0].0)?, &last(x)?)?;
+            (vec![sums], parts)
+        }
+        (_, Some(plan)) => (weight_parts(&last(x)?, convs, &axes, &plan)?, plan.parts),
         _ => return Ok(None),
     };
-    Launch::new(&dw, "sum_filter_parts.cu", "sum_filter_parts", &[("scalar_t", dtype.into())])?
-        .array(&dw)
-        .array(&sums)
-        .value(dw.len() as i64)
-        .value(parts as i32)
-        .value(taps(&axes) as i32)
-        .value(cg as i32)
-        .run_1d(dw.len())?;
-    Ok(Some(dw))
+    let add_up = |((_, s), sums): (&(&Array, &ConvShape), &Array)| {
+        let dw = Array::uninit(&[s.o, s.c / groups, s.kernel[0], s.kernel[1]], dtype, Layout::RowMajor, &x.context())?;
+        Launch::new(&dw, "sum_filter_parts.cu", "sum_filter_parts", &[("scalar_t", dtype.into())])?
+            .array(&dw)
+            .array(sums)
+            .value(dw.len() as i64)
+            .value(parts as i32)
+            .value((s.kernel[0] * s.kernel[1]) as i32)
+            .value((s.c / groups) as i32)
+            .run_1d(dw.len())?;
+        Ok(dw)
+    };
+    convs.iter().zip(&sums).map(add_up).collect::<Result<_>>().map(Some)
 }
 
-/// Whether the gradient of the filters, split into bf16 where it is f32, takes less than by tf32 on mma.sync.
-fn worth_splitting(dy: &Array, s: &ConvShape, times: [Option<f64>; 2]) -> Result<bool> {
+/// Whether the gradients of the filters, split into bf16 where they are f32, take less than by tf32 on mma.sync.
+fn worth_splitting(convs: &[(&Array, &ConvShape)], times: [Option<f64>; 2]) -> Result<bool> {
     #[cfg(test)]
     if wgmma::forced().is_some() {
         return Ok(true);
     }
     let least = times.into_iter().flatten().fold(f64::INFINITY, f64::min);
-    Ok(dy.dtype() != DType::F32 || mma::weight_time(dy, s)?.is_none_or(|other| least < other))
+    let mut other = 0.0;
+    for (dy, s) in convs.iter().filter(|(dy, _)| dy.dtype() == DType::F32) {
+        other += mma::weight_time(dy, s)?.unwrap_or(f64::INFINITY);
+    }
+    Ok(other == 0.0 || least < other)
 }
 
-/// The parts of dw, (part, o, taps, c), from channels-last dy and x; how many there are.
-fn weight_parts(dy: &Array, x: &Array, s: &ConvShape, axes: [Axis; 2], plan: &Plan) -> Result<(Array, usize)> {
-    let ([n, o, oh, ow], dtype) = (output(s), dy.dtype());
+/// The parts of each dw, (part, o, taps, c / groups), from channels-last x.
+fn weight_parts(x: &Array, convs: &[(&Array, &ConvShape)], axes: &[[Axis; 2]], plan: &Plan) -> Result<Vec<Array>> {
+    let (dtype, context, groups) = (x.dtype(), x.context(), convs[0].1.groups);
     let depth = 128 / dtype.size();
-    let (og, cg) = (o / s.groups, s.c / s.groups);
-    let boxes = taps(&axes) * cg.div_ceil(64);
-    let all = og.div_ceil(plan.tile.rows()) * (boxes * 64).div_ceil(plan.tile.columns()) * plan.parts * s.groups;
-    let sums = Array::uninit(&[plan.parts, o * taps(&axes) * cg], DType::F32, Layout::RowMajor, &dy.context())?;
-    let int = |v: usize| v as i32;
-    let mut phase: [Phase; PHASES] = bytemuck::Zeroable::zeroed();
-    phase[0].axes = axes;
-    let sizes = Sizes {
-        phase,
-        phases: 1,
-        tiles: int(all),
-        written: [n, oh, ow].map(int),
-        rows: int(og),
-        channels: int(cg),
-        groups: int(s.groups),
-        kw: int(s.kernel[1]),
-        chunk: int(plan.chunk),
-        parts: int(plan.parts),
+    let dys = each_last(convs.iter().map(|(dy, _)| *dy))?;
+    let (mut tiles, mut phases, mut sums) = (0, Vec::new(), Vec::new());
+    for (of, (&(_, s), &axes)) in convs.iter().zip(axes).enumerate() {
+        phases.push(Phase { axes, begin: tiles as i32, of: of as i32 });
+        let columns = taps(&axes) * (s.c / groups).next_multiple_of(64);
+        tiles += (s.o / groups).div_ceil(plan.tile.rows()) * columns.div_ceil(plan.tile.columns()) * plan.parts * groups;
+        sums.push(Array::uninit(&[plan.parts, s.w_len()], DType::F32, Layout::RowMajor, &context)?);
+    }
+    let (first, second) = ends(convs);
+    let channels = |s: &ConvShape| [s.o / groups, s.c / groups, s.kernel[1]];
+    let [n, _, oh, ow] = output(first.1);
+    let sizes = Sizes::new(&phases, tiles, [channels(first.1), channels(second.1)], [n, oh, ow], groups);
+    let map = |dy: &Array| {
+        let [n, o, oh, ow] = [0, 1, 2, 3].map(|i| dy.shape()[i]);
+        TensorMap::tiled(&[o, n * oh * ow], &[o], &[depth, depth]).swizzle(Swizzle::Span128)
     };
-    Launch::new(dy, "conv2d_wgmma.cu", "conv2d_wgmma", &plan.defines(dtype, &[("PASS", 2)]))?
-        .tensor(dy, &TensorMap::tiled(&[o, n * oh * ow], &[o], &[depth, depth]).swizzle(Swizzle::Span128))
-        .tensor(x, &im2col(x, axes, depth).swizzle(Swizzle::Span128))
-        .array(&sums)
-        .value(sizes)
-        .run(plan.grid(all), plan.threads(), plan.shared())?;
-    Ok((sums, plan.parts))
+    let ((dy0, dy1), (axes0, axes1), (sums0, sums1)) = (ends(&dys), ends(axes), ends(&sums));
+    Launch::new(x, "conv2d_wgmma.cu", "conv2d_wgmma", &plan.defines(dtype, &[("PASS", 2)]))?
+        .tensor(dy0, &map(dy0))
+        .tensor(dy1, &map(dy1))
+        .tensor(x, &im2col(x, *axes0, depth).swizzle(Swizzle::Span128))
+        .tensor(x, &im2col(x, *axes1, depth).swizzle(Swizzle::Span128))
+        .array(sums0)
+        .array(sums1)
+        .value(Sizes { chunk: plan.chunk as i32, parts: plan.parts as i32, ..sizes })
+        .run(plan.grid(tiles), plan.threads(), plan.shared())?;
+    Ok(sums)
 }

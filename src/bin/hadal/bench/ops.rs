@@ -15,6 +15,8 @@ use super::{Numbers, Options, clock};
 enum Kind {
     /// Shapes x, w; stride and padding.
     Conv(usize, usize),
+    /// The 3x3 and the 1x1 convolution with which a block begins, added: shapes x, w of both; the stride.
+    Entry(usize),
     /// Shapes a, b.
     Matmul,
     /// Shapes x, w, b.
@@ -58,6 +60,7 @@ impl Case {
     pub fn json(&self) -> String {
         let (op, stride, padding) = match self.kind {
             Kind::Conv(stride, padding) => ("Conv".to_owned(), stride, padding),
+            Kind::Entry(stride) => ("Entry".to_owned(), stride, 1),
             other => (format!("{other:?}"), 1, 0),
         };
         let Case { name, shapes, .. } = self;
@@ -70,6 +73,11 @@ impl Case {
         let x = &t[0];
         match self.kind {
             Kind::Conv(stride, pad) => x.conv2d(&t[1], None, Conv2dOptions::new().stride([stride; 2]).padding([pad; 2])),
+            Kind::Entry(stride) => {
+                let o = Conv2dOptions::new().stride(stride);
+                let (y, short_cut) = x.conv2d_pair((&t[1], None, o.padding(1)), (&t[2], None, o))?;
+                &y + &short_cut
+            }
             Kind::Matmul => x.matmul(&t[1]),
             Kind::Dense => x.dense(&t[1], Some(&t[2])),
             Kind::Relu => x.relu(),
@@ -94,6 +102,7 @@ impl Case {
     fn flops(&self, y: &[usize]) -> f64 {
         let per_output = match self.kind {
             Kind::Conv(..) => self.shapes[1][1..].iter().product(),
+            Kind::Entry(_) => self.shapes[1][1] * (9 + 1),
             Kind::Matmul => self.shapes[0][1],
             Kind::Dense => self.shapes[1][1],
             _ => return 0.0,
@@ -119,6 +128,7 @@ impl Case {
             // Nobody asks for the gradient of the images.
             Kind::Conv(..) if self.shapes[0][1] <= 4 => &[("dw", &[1])],
             Kind::Conv(..) => &[("dx", &[0]), ("dw", &[1])],
+            Kind::Entry(_) => &[("dx", &[0]), ("dw", &[1, 2])],
             Kind::Matmul => &[("da", &[0]), ("db", &[1])],
             Kind::Dense => &[("dx", &[0]), ("dw, db", &[1, 2])],
             Kind::BatchNorm | Kind::BatchNormRelu => &[("dx, dγ, dβ", &[0, 1, 2])],
@@ -159,6 +169,10 @@ pub fn table(o: &Options) -> Vec<Case> {
         let stride = if s == 1 { String::new() } else { format!("/{s}") };
         let name = format!("conv2d {ci}-{co} {h}x{h} {k}x{k}{stride}");
         all.push(Case::new(name, Kind::Conv(s, k / 2), &[&[n, ci, h, h], &[co, ci, k, k]]));
+    }
+    for (ci, co, h) in [(64, 128, 24), (128, 256, 12), (256, 512, 6)] {
+        let shapes: [&[usize]; 3] = [&[n, ci, h, h], &[co, ci, 3, 3], &[co, ci, 1, 1]];
+        all.push(Case::new(format!("block entry {ci}-{co} {h}x{h} /2"), Kind::Entry(2), &shapes));
     }
     let (large, map, wide) = if o.quick {
         (64, [n, 8, 6, 6], [8, 32])

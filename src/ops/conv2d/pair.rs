@@ -1,0 +1,147 @@
+//! Two convolutions of one input, as a block begins that has one in its short cut.
+
+use super::{Conv2d, Conv2dOptions, Filters, device, host, output};
+use crate::{
+    Array, Context, Error, Result, Tensor,
+    autograd::{Op, Saved, apply},
+    cpu::conv::ConvShape,
+    ops::operands::same_float,
+};
+
+/// y₁ = x ∗ w₁ + b₁ and y₂ = x ∗ w₂ + b₂, the two convolutions of x that a residual block begins with where it changes channels or
+/// size (He et al. 2016, section 3.3: option B).
+///
+/// Inputs are x (N, C, H, W), w₁, b₁ if `bias[0]`, w₂, b₂ if `bias[1]`, with shapes as for [`Conv2d`]; outputs y₁ and y₂. The
+/// values are those of two [`Conv2d`]. On tensor cores of compute capability 9.0 each pass is one launch, and dx, to which both
+/// add, is written once: with strides (2, 2), the 1x1 filter's pixels are one of the four phases of dx.
+#[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
+pub struct Conv2dPair {
+    /// The attributes of both.
+    pub options: [Conv2dOptions; 2],
+    /// Which of them have a bias.
+    pub bias: [bool; 2],
+}
+
+impl Conv2dPair {
+    /// With both convolutions' attributes and whether they have a bias.
+    pub fn new(options: [Conv2dOptions; 2], bias: [bool; 2]) -> Self {
+        Conv2dPair { options, bias }
+    }
+
+    /// The numbers of each one's filters and bias among the inputs.
+    fn places(&self) -> [(usize, Option<usize>); 2] {
+        let second = 2 + usize::from(self.bias[0]);
+        [(1, self.bias[0].then_some(2)), (second, self.bias[1].then_some(second + 1))]
+    }
+
+    fn inputs(&self) -> usize {
+        3 + self.bias.iter().filter(|&&b| b).count()
+    }
+
+    /// The sizes of both, from the inputs' shapes.
+    fn plan<'a>(&self, shape: impl Fn(usize) -> &'a [usize]) -> Result<[ConvShape; 2]> {
+        let [(w1, b1), (w2, b2)] = self.places();
+        let one = |i: usize, w, b: Option<usize>| Conv2d(self.options[i]).plan(shape(0), shape(w), b.map(&shape));
+        Ok([one(0, w1, b1)?, one(1, w2, b2)?])
+    }
+}
+
+impl Op for Conv2dPair {
+    fn name(&self) -> &'static str {
+        "conv2d_pair"
+    }
+
+    fn forward(&self, x: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
+        if x.len() != self.inputs() {
+            return Err(Error::invalid(self.name(), format!("{} inputs are needed: x, filters and biases", self.inputs())));
+        }
+        same_float(self.name(), x)?;
+        let (places, sizes) = (self.places(), self.plan(|i| x[i].shape())?);
+        let convs = [0, 1].map(|i| (x[places[i].0], places[i].1.map(|b| x[b]), &sizes[i]));
+        let y = match x[0].context() {
+            Context::Cpu => convs.iter().map(|&(w, b, s): &Filters| host::forward(self.name(), x[0], w, b, s)).collect(),
+            Context::Gpu(_) => device::forward_pair(self.name(), x[0], &convs),
+        }?;
+        let [w1, w2] = places.map(|(w, _)| w);
+        if saved.needs(0) {
+            saved.keep(x[w1]);
+            saved.keep(x[w2]);
+        }
+        if saved.needs(w1) || saved.needs(w2) {
+            saved.keep(x[0]);
+        }
+        Ok(y)
+    }
+
+    fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
+        let (name, places, sizes) = (self.name(), self.places(), self.plan(|i| saved.shape(i))?);
+        let dy = match dy {
+            [dy1, dy2] if dy1.shape() == output(&sizes[0]) && dy2.shape() == output(&sizes[1]) => [dy1, dy2],
+            _ => {
+                let shapes: Vec<&[usize]> = dy.iter().map(Array::shape).collect();
+                return Err(Error::shape(name, "gradients that are not those of the outputs", &shapes));
+            }
+        };
+        let on_host = dy[0].context() == Context::Cpu;
+        let mut grads = vec![None; self.inputs()];
+        if saved.needs(0) {
+            let [w1, w2] = [saved.get(0)?, saved.get(1)?];
+            let [s1, s2] = &sizes;
+            let backward = if on_host { host::backward_data } else { device::backward_data };
+            grads[0] = Some(backward(name, &[(dy[0], w1, s1), (dy[1], w2, s2)], saved.arrived(0))?);
+        }
+        let [w1, w2] = places.map(|(w, _)| w);
+        if saved.needs(w1) || saved.needs(w2) {
+            let x = saved.get(2 * usize::from(saved.needs(0)))?;
+            if !on_host && saved.needs(w1) && saved.needs(w2) {
+                let dw = device::backward_weight_pair(name, x, &[(dy[0], &sizes[0]), (dy[1], &sizes[1])])?;
+                [w1, w2].into_iter().zip(dw).for_each(|(w, dw)| grads[w] = Some(dw));
+            } else {
+                for i in [0, 1].into_iter().filter(|&i| saved.needs(places[i].0)) {
+                    let one = if on_host { host::backward_weight } else { device::backward_weight };
+                    grads[places[i].0] = Some(one(name, dy[i], x, &sizes[i])?);
+                }
+            }
+        }
+        for i in 0..2 {
+            if let Some(b) = places[i].1.filter(|&b| saved.needs(b)) {
+                let one = if on_host { host::backward_bias } else { device::backward_bias };
+                grads[b] = Some(one(name, dy[i], &sizes[i])?);
+            }
+        }
+        Ok(grads)
+    }
+
+    fn adds(&self, i: usize) -> bool {
+        i == 0
+    }
+}
+
+impl Tensor {
+    /// Two 2-D convolutions of the same (N, C, H, W), each with its filters, its bias if given and its attributes: the values of
+    /// [`Tensor::conv2d`] twice, in fewer passes over memory where the device can; see [`Conv2dPair`].
+    ///
+    /// # Errors
+    /// Those of [`Tensor::conv2d`].
+    ///
+    /// ```
+    /// use hadal::{Tensor, cpu, ops::Conv2dOptions};
+    /// let o = Conv2dOptions::new().stride(2);
+    /// let x = Tensor::ones(&[1, 1, 4, 4], &cpu())?;
+    /// let (w1, w2) = (Tensor::ones(&[1, 1, 3, 3], &cpu())?, Tensor::ones(&[1, 1, 1, 1], &cpu())?);
+    /// let (y, short_cut) = x.conv2d_pair((&w1, None, o.padding(1)), (&w2, None, o))?;
+    /// assert_eq!((y.to_vec()?, short_cut.to_vec()?), (vec![4., 6., 6., 9.], vec![1., 1., 1., 1.]));
+    /// # Ok::<(), hadal::Error>(())
+    /// ```
+    pub fn conv2d_pair(
+        &self,
+        (w1, b1, first): (&Tensor, Option<&Tensor>, Conv2dOptions),
+        (w2, b2, second): (&Tensor, Option<&Tensor>, Conv2dOptions),
+    ) -> Result<(Tensor, Tensor)> {
+        let op = Conv2dPair::new([first, second], [b1.is_some(), b2.is_some()]);
+        let inputs: Vec<&Tensor> = [self, w1].into_iter().chain(b1).chain([w2]).chain(b2).collect();
+        let mut y = apply(op, &inputs)?.into_iter();
+        y.next().zip(y.next()).ok_or_else(|| Error::invalid("conv2d_pair", "the op gave fewer than two outputs"))
+    }
+}
