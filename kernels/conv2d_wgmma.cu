@@ -195,11 +195,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         produce(ring, turn, [&](char* to_a, char* to_b, u64* bar) {
 #pragma unroll
           for (int g = 0; g < DOWN * COPIES; ++g)
-<<<<<<< HEAD
-            tensor_load(to_a + g * COPY, &dy, bar, p.outer * s.rows + p.m0 + g * (64 / COPIES), i * DEPTH);
-=======
             tensor_load(to_a + g * COPY, dy, bar, p.outer * channels.rows + p.m0 + g * (64 / COPIES), i * DEPTH);
->>>>>>> wc
 #pragma unroll 1
           for (int g = 0; g < TILE_N / 64; ++g) {
             // Behind the last one, that one again: the sums are not stored.

@@ -1,11 +1,7 @@
 //! Convolution on the GPU: channel by channel by [`depthwise`], on tensor cores where [`wgmma`] or [`mma`] takes it, else by
 //! `kernels/conv2d.cu`, for either layout of x and y.
 
-<<<<<<< HEAD
-use super::{depthwise, mma, output, wgmma};
-=======
-use super::{Filters, Gradient, mma, output, wgmma};
->>>>>>> wc
+use super::{Filters, Gradient, depthwise, mma, output, wgmma};
 use crate::{
     Array, Error, Layout, Result,
     cpu::conv::ConvShape,
@@ -107,14 +103,10 @@ fn grid(op: &'static str, rows: usize, cols: usize, parts: usize, groups: usize)
 }
 
 pub(super) fn forward(op: &'static str, x: &Array, w: &Array, b: Option<&Array>, s: &ConvShape) -> Result<Array> {
-<<<<<<< HEAD
     if let Some(y) = depthwise::forward(x, w, b, s)? {
         return Ok(y);
     }
-    if let Some(y) = wgmma::forward(x, w, b, s)? {
-=======
     if let Some(y) = wgmma::forward(x, &[(w, b, s)])?.and_then(|mut y| y.pop()) {
->>>>>>> wc
         return Ok(y);
     }
     if let Some(y) = mma::forward(x, w, b, s)? {
@@ -128,18 +120,11 @@ pub(super) fn forward(op: &'static str, x: &Array, w: &Array, b: Option<&Array>,
     Ok(y)
 }
 
-<<<<<<< HEAD
-pub(super) fn backward_data(op: &'static str, dy: &Array, w: &Array, s: &ConvShape) -> Result<Array> {
+/// One gradient of x, not by wgmma.
+fn alone(op: &'static str, &(dy, w, s): &Gradient) -> Result<Array> {
     if let Some(dx) = depthwise::backward_data(dy, w, s)? {
         return Ok(dx);
     }
-    if let Some(dx) = wgmma::backward_data(dy, w, s)? {
-        return Ok(dx);
-    }
-=======
-/// One gradient of x, not by wgmma.
-fn alone(op: &'static str, &(dy, w, s): &Gradient) -> Result<Array> {
->>>>>>> wc
     if let Some(dx) = mma::backward_data(dy, w, s)? {
         return Ok(dx);
     }
@@ -156,14 +141,10 @@ fn alone(op: &'static str, &(dy, w, s): &Gradient) -> Result<Array> {
 }
 
 pub(super) fn backward_weight(op: &'static str, dy: &Array, x: &Array, s: &ConvShape) -> Result<Array> {
-<<<<<<< HEAD
     if let Some(dw) = depthwise::backward_weight(dy, x, s)? {
         return Ok(dw);
     }
-    if let Some(dw) = wgmma::backward_weight(dy, x, s)? {
-=======
     if let Some(dw) = wgmma::backward_weight(x, &[(dy, s)])?.and_then(|mut dw| dw.pop()) {
->>>>>>> wc
         return Ok(dw);
     }
     if let Some(dw) = mma::backward_weight(dy, x, s)? {
