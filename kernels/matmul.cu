@@ -1,6 +1,7 @@
-// y[o] = sum over r of a[o, r] b[o, r] (+ bias): matrix products over batches, with an optional second batch that is summed.
+// y[o] = activated(sum over r of a[o, r] b[o, r] (+ bias)): matrix products over batches, with an optional second batch that is summed.
 // Transposes are strides; a batch axis that is stretched has stride 0. Dense layers and all gradients are the same product.
 // variants: scalar_t=float,double,f16,bf16
+// variants: scalar_t=float,double,f16,bf16; ACTIVATION=RELU,SIGMOID,TANH; arch=75,90a
 #include "parts.cuh"
 #include "tile.cuh"
 
@@ -56,13 +57,15 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, TILE_RESIDENT)
       Lines rows = {own_a, s.m, s.a_m, s.a_k, s.a_k <= s.a_m}, cols = {own_b, s.n, s.b_n, s.b_k, s.b_k <= s.b_n};
       tile_product(sum, rows, m0, cols, n0, begin, end, pa, pb);
     }
+#pragma unroll
     for (int i = 0; i < 4; ++i) {
+#pragma unroll
       for (int j = 0; j < 4; ++j) {
         i64 row = m0 + tile_row(i), col = n0 + tile_col(j);
         if (row >= s.m || col >= s.n) continue;
         i64 at = (o * s.m + row) * s.n + col;
         if (parts) parts[blockIdx.y * s.outer * s.m * s.n + at] = sum[i][j];
-        else store(y + at, bias ? (acc_t)(sum[i][j] + load(bias + col)) : sum[i][j]);
+        else store(y + at, activated(bias ? (acc_t)(sum[i][j] + load(bias + col)) : sum[i][j]));
       }
     }
   }

@@ -1,4 +1,4 @@
-// The products of matmul.cu on tensor cores: y[o] = sum over r of a[o, r] b[o, r] (+ bias).
+// The products of matmul.cu on tensor cores: y[o] = sum over r of a[o, r] b[o, r] (+ bias), then -DACTIVATION.
 //
 // -DA_K, -DB_K: 1 where the operand's elements lie next to each other along k, 0 where they do along m or n.
 // Narrow loads (WIDTH < 16) come with tiles of 64 x 64 only, sm_75 with f16 and two stages.
@@ -13,6 +13,9 @@
 // variants: scalar_t=float; EXACT=0,1; TILE_M=128; TILE_N=128; STAGES=3; WIDTH=16; A_K=0,1; B_K=0,1; arch=86,89,100a,120
 // variants: scalar_t=f16; EXACT=0; TILE_M=128; TILE_N=64; STAGES=2; WIDTH=16; A_K=0,1; B_K=0,1; arch=75,80,90a
 // variants: scalar_t=f16; EXACT=0; TILE_M=64; TILE_N=64; STAGES=2; WIDTH=16,8,4,0; A_K=0,1; B_K=0,1; arch=75
+// variants: scalar_t=bf16; EXACT=0; TILE_M=128,64; TILE_N=64; STAGES=3; WIDTH=16; A_K=1; B_K=1; ACTIVATION=RELU,SIGMOID,TANH; arch=90a
+// variants: scalar_t=float; EXACT=0,1; TILE_M=64; TILE_N=64; STAGES=3; WIDTH=16; A_K=1; B_K=1; ACTIVATION=RELU,SIGMOID,TANH; arch=80,90a
+// variants: scalar_t=f16; EXACT=0; TILE_M=128; TILE_N=64; STAGES=2; WIDTH=16; A_K=1; B_K=1; ACTIVATION=RELU,SIGMOID,TANH; arch=75
 #include "mma_out.cuh"
 
 struct Product {

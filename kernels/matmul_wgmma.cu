@@ -1,4 +1,4 @@
-// The products of matmul.cu by wgmma: y[o] = sum over r of a[o, r] b[o, r] (+ bias).
+// The products of matmul.cu by wgmma: y[o] = sum over r of a[o, r] b[o, r] (+ bias), then -DACTIVATION, which only comes with one part.
 //
 // -DA_K, -DB_K: 1 where the operand's elements lie next to each other along k, 0 where they do along m or n. A tensor map is of
 // (that axis, the other one, matrices).
@@ -9,6 +9,10 @@
 // variants: scalar_t=float; DOWN=2; ACROSS=1; COLS=256; STAGES=4; RESIDENT=1; A_K=1; B_K=1; arch=90a
 // variants: scalar_t=float; DOWN=2; ACROSS=1; COLS=128; STAGES=3; RESIDENT=2; A_K=1; B_K=1; arch=90a
 // variants: scalar_t=float; DOWN=1; ACROSS=1; COLS=128; STAGES=4; RESIDENT=2; A_K=1; B_K=1; arch=90a
+// variants: scalar_t=bf16,float; DOWN=2; ACROSS=1; COLS=256; STAGES=4; RESIDENT=1; A_K=1; B_K=1; ACTIVATION=RELU,SIGMOID,TANH; arch=90a
+// variants: scalar_t=bf16,float; DOWN=2; ACROSS=1; COLS=128; STAGES=3; RESIDENT=2; A_K=1; B_K=1; ACTIVATION=RELU,TANH; arch=90a
+// variants: scalar_t=bf16,float; DOWN=2; ACROSS=1; COLS=128; STAGES=3; RESIDENT=1; A_K=1; B_K=1; ACTIVATION=SIGMOID; arch=90a
+// variants: scalar_t=bf16; DOWN=1; ACROSS=1; COLS=128; STAGES=4; RESIDENT=2; A_K=1; B_K=1; ACTIVATION=RELU,SIGMOID,TANH; arch=90a
 #include "wgmma.cuh"
 
 struct Product {
@@ -90,6 +94,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
       each_pair(d, p.m0, p.n0, [&](int m, int n, float v, float w) {
         if (m >= s.m || n >= s.n) return;
         float* at = to + (i64)m * s.n + n;
+        v = activated(v), w = activated(w);
         if (s.n % 2 == 0) *(float2*)at = make_float2(v, w);
         else {
           at[0] = v;

@@ -1,5 +1,6 @@
 // Which tile a block computes, and how its sums reach memory: for matmul_mma.cu and conv2d_mma.cu.
 #pragma once
+#include "activation.cuh"
 #include "mma.cuh"
 
 // A block's tile. Eight rows of tiles at a time, so that blocks that run together share their operands in the L2 cache.
@@ -64,7 +65,7 @@ __device__ __forceinline__ void put_sums(const Sums& sum, const Target& t, const
       if (m0 + m >= t.m || n >= t.n) continue;
       alignas(16) scalar_t line[CHUNK];
 #pragma unroll
-      for (int e = 0; e < CHUNK; ++e) store(line + e, tile[m * PITCH + at + e] + (t.bias ? load(t.bias + n + e) : 0.f));
+      for (int e = 0; e < CHUNK; ++e) store(line + e, activated(tile[m * PITCH + at + e] + (t.bias ? load(t.bias + n + e) : 0.f)));
       *(uint4*)(t.y + out.row(m0 + m) + n) = *(const uint4*)line;
     }
     return;
@@ -76,7 +77,7 @@ __device__ __forceinline__ void put_sums(const Sums& sum, const Target& t, const
     const float v = tile[at_m * PITCH + at_n];
     const i64 at = out.row(m) + out.col(n);
     if (t.parts) t.parts[at] = v;
-    else store(t.y + at, t.bias ? v + load(t.bias + n) : v);
+    else store(t.y + at, activated(t.bias ? v + load(t.bias + n) : v));
   }
 }
 

@@ -1,35 +1,25 @@
 // y = f(x) and dx = dy f'(x); one file is compiled for each -DFUNCTION and dtype.
 // The backward pass is given k: y for RELU, SIGMOID, TANH, EXP and SQRT, else x.
 // variants: scalar_t=float,double,f16,bf16; FUNCTION=RELU,LEAKY_RELU,SIGMOID,TANH,GELU,GELU_TANH,SOFTPLUS,EXP,LOG,SQRT,ABS,SQUARE,POW,AFFINE,CLIP
+#include "activation.cuh"
 #include "pack.cuh"
 
 enum { RELU, LEAKY_RELU, SIGMOID, TANH, GELU, GELU_TANH, SOFTPLUS, EXP, LOG, SQRT, ABS, SQUARE, POW, AFFINE, CLIP };
 
-__device__ __forceinline__ float exp_(float x) { return expf(x); }
-__device__ __forceinline__ double exp_(double x) { return exp(x); }
 __device__ __forceinline__ float log_(float x) { return logf(x); }
 __device__ __forceinline__ double log_(double x) { return log(x); }
 __device__ __forceinline__ float log1p_(float x) { return log1pf(x); }
 __device__ __forceinline__ double log1p_(double x) { return log1p(x); }
 __device__ __forceinline__ float sqrt_(float x) { return sqrtf(x); }
 __device__ __forceinline__ double sqrt_(double x) { return sqrt(x); }
-__device__ __forceinline__ float tanh_(float x) { return tanhf(x); }
-__device__ __forceinline__ double tanh_(double x) { return tanh(x); }
 __device__ __forceinline__ float erf_(float x) { return erff(x); }
 __device__ __forceinline__ double erf_(double x) { return erf(x); }
-__device__ __forceinline__ float abs_(float x) { return fabsf(x); }
-__device__ __forceinline__ double abs_(double x) { return fabs(x); }
 __device__ __forceinline__ float pow_(float x, float y) { return powf(x, y); }
 __device__ __forceinline__ double pow_(double x, double y) { return pow(x, y); }
 
 #define SQRT_HALF 0.70710678118654752440
 #define SQRT_2_OVER_PI 0.79788456080286535588
 #define INV_SQRT_2PI 0.39894228040143267794
-
-__device__ __forceinline__ acc_t sigmoid(acc_t x) {
-  acc_t e = exp_(-abs_(x)), y = 1 / (1 + e);
-  return x < 0 ? e * y : y;
-}
 
 __device__ __forceinline__ acc_t gelu_inner(acc_t x) {
   return (acc_t)SQRT_2_OVER_PI * (x + (acc_t)0.044715 * x * x * x);

@@ -17,7 +17,7 @@
 // An operand's step lies in shared memory as rows of 128 bytes in the copy engine's swizzle: K-major, a row for each of its rows;
 // else boxes of DEPTH rows, one for each k, with 64 of its rows side by side.
 #pragma once
-#include "common.cuh"
+#include "activation.cuh"
 #include "ptx_hopper.cuh"
 
 typedef unsigned long long u64;
@@ -167,7 +167,7 @@ template <> __device__ __forceinline__ unsigned short half_bits<float>(float) { 
 // The registers that stmatrix takes for 16 columns of the sums.
 __device__ __forceinline__ void fragments(unsigned (&r)[4], const float* d) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) r[i] = half_bits<scalar_t>(d[2 * i]) | (unsigned)half_bits<scalar_t>(d[2 * i + 1]) << 16;
+  for (int i = 0; i < 4; ++i) r[i] = half_bits<scalar_t>(activated(d[2 * i])) | (unsigned)half_bits<scalar_t>(activated(d[2 * i + 1])) << 16;
 }
 
 // f(row, column, 16 bytes: eight columns) for all rows of a warp, 16-bit scalar_t.

@@ -136,13 +136,16 @@ fn files_keep_their_dtypes_and_loading_converts() -> Result<()> {
     Ok(())
 }
 
+/// The losses of each step, the net's values, the loss scale.
+type Bits = (Vec<Vec<f32>>, Vec<Vec<f64>>, f64);
+
 /// Losses and last values of six steps; before step `resume` everything is saved and read into a new net and trainer.
 fn six_steps<O: Optimizer + 'static>(
     optimizer: impl Fn() -> O,
     ctx: &Context,
     half: DType,
     resume: Option<usize>,
-) -> Result<(Vec<Vec<f32>>, Vec<Vec<f64>>, f64)> {
+) -> Result<Bits> {
     let (weights, states) = (path(&format!("weights-{ctx}-{half}")), path(&format!("states-{ctx}-{half}")));
     let scale = LossScale::dynamic().initial(64.0).growth_interval(4);
     let trainer_of = |net: &Sequential| Trainer::new(net.parameters(), optimizer()).loss_scale(scale);
@@ -308,7 +311,8 @@ fn resnet18() -> Sequential {
 
 #[test]
 fn the_books_nets_train_in_halves_as_in_f32() -> Result<()> {
-    let nets: [(&str, fn() -> Sequential, [usize; 4], f64); 3] = [
+    type Run = (&'static str, fn() -> Sequential, [usize; 4], f64);
+    let nets: [Run; 3] = [
         ("dropout mlp", || models::dropout_mlp(10), [28, 32, 12, 12], 0.05),
         ("lenet", || models::lenet_relu(10), [28, 16, 10, 10], 0.05),
         ("resnet18", resnet18, [32, 32, 1, 4], 0.001),

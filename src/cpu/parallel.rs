@@ -60,6 +60,16 @@ pub(crate) fn map_vectorized<X: Copy + Sync, Y: Send>(y: &mut [Y], x: &[X], f: i
     });
 }
 
+/// `y[i] = f(y[i])`, compiled as in [`map_vectorized`].
+pub(crate) fn assign_vectorized<Y: Copy + Send>(y: &mut [Y], f: impl Fn(Y) -> Y + Sync) {
+    chunks(y, |_, y| {
+        simd::vectorized(
+            #[inline(always)]
+            || y.iter_mut().for_each(|y| *y = f(*y)),
+        );
+    });
+}
+
 /// `y[i] = f(a[i], b[i])`.
 pub(crate) fn zip<A: Copy + Sync, B: Copy + Sync, Y: Send>(y: &mut [Y], a: &[A], b: &[B], f: impl Fn(A, B) -> Y + Sync) {
     chunks(y, |start, y| {

@@ -146,7 +146,12 @@ impl Dense {
         let w = self.weight.ready(&[self.units, inputs])?;
         let b = self.bias.as_ref().map(|b| b.ready(&[self.units])).transpose()?;
         let x2 = if shape == [rows, inputs] { x.clone() } else { x.reshape(&[rows as isize, inputs as isize])? };
-        let mut y = x2.dense(&w, b.as_ref())?;
+        // The product ends with the activation where it can.
+        let fused = self.function.0.filter(|f| matches!(f, UnaryKind::Relu | UnaryKind::Sigmoid | UnaryKind::Tanh));
+        let mut y = match fused {
+            Some(f) => x2.dense_activation(&w, b.as_ref(), f)?,
+            None => x2.dense(&w, b.as_ref())?,
+        };
         if !self.flatten && shape.len() != 2 {
             let mut out: Vec<isize> = shape.iter().map(|&e| e as isize).collect();
             if let Some(last) = out.last_mut() {
@@ -154,7 +159,7 @@ impl Dense {
             }
             y = y.reshape(&out)?;
         }
-        self.function.apply(y)
+        if fused.is_some() { Ok(y) } else { self.function.apply(y) }
     }
 }
 

@@ -1,6 +1,7 @@
-//! The fully connected layer as one op: y = x wᵀ + b.
+//! The fully connected layer as one op: y = x wᵀ + b, or an activation of that.
 
 use super::{
+    Unary, UnaryKind,
     matmul::leading,
     operands::{only, same_float},
     product::{Product, View, column_sums},
@@ -17,87 +18,126 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Dense;
 
-impl Dense {
-    /// Rows, inputs and units.
-    fn extents(&self, x: &[usize], w: &[usize], b: Option<&[usize]>) -> Result<[usize; 3]> {
-        let shapes: Vec<&[usize]> = [x, w].into_iter().chain(b).collect();
-        let fail = |reason: String| Err(Error::shape(self.name(), reason, &shapes));
-        let &[units, inputs] = w else { return fail("a weight of 2 dimensions (units, inputs) is needed".into()) };
-        let Some(&last) = x.last() else { return fail("an input with at least 1 dimension is needed".into()) };
-        if last != inputs {
-            return fail(format!(
-                "expects weight {} for input {}: input has {last} columns, weight takes {inputs}",
-                Display(w),
-                Display(x)
-            ));
-        }
-        if b.is_some_and(|b| b != [units]) {
-            return fail(format!("the bias needs {units} elements, one for each unit"));
-        }
-        Ok([leading(x), inputs, units])
+/// y = f(x wᵀ + b) with ReLU, sigmoid or tanh for f, computed where the product's sums are stored; the inputs of [`Dense`].
+///
+/// The gradients are those of `Dense` for g = dy · f′, which needs y alone. f32 and f64 give the bits of both operations one after
+/// the other; 16-bit types round once instead of twice.
+#[derive(Clone, Copy, Debug)]
+pub struct DenseActivation(pub UnaryKind);
+
+const OP: &str = "dense";
+
+/// Rows, inputs and units.
+fn extents(x: &[usize], w: &[usize], b: Option<&[usize]>) -> Result<[usize; 3]> {
+    let shapes: Vec<&[usize]> = [x, w].into_iter().chain(b).collect();
+    let fail = |reason: String| Err(Error::shape(OP, reason, &shapes));
+    let &[units, inputs] = w else { return fail("a weight of 2 dimensions (units, inputs) is needed".into()) };
+    let Some(&last) = x.last() else { return fail("an input with at least 1 dimension is needed".into()) };
+    if last != inputs {
+        return fail(format!(
+            "expects weight {} for input {}: input has {last} columns, weight takes {inputs}",
+            Display(w),
+            Display(x)
+        ));
     }
+    if b.is_some_and(|b| b != [units]) {
+        return fail(format!("the bias needs {units} elements, one for each unit"));
+    }
+    Ok([leading(x), inputs, units])
 }
 
 /// left · right for two single matrices.
 fn single(m: usize, n: usize, k: usize, a: View, b: View) -> Product {
-    Product { m, n, k, a, b, outer: Vec::new(), inner: Vec::new() }
+    Product { m, n, k, a, b, outer: Vec::new(), inner: Vec::new(), activation: None }
+}
+
+fn forward(x: &[&Array], activation: Option<UnaryKind>, saved: &mut Saved) -> Result<Array> {
+    let (x, w, b) = match *x {
+        [x, w] => (x, w, None),
+        [x, w, b] => (x, w, Some(b)),
+        _ => return Err(Error::invalid(OP, "two or three inputs are needed: x, w and perhaps b")),
+    };
+    same_float(OP, &[&[x, w][..], b.as_slice()].concat())?;
+    let [rows, inputs, units] = extents(x.shape(), w.shape(), b.map(Array::shape))?;
+    let x = x.to_layout(Layout::RowMajor)?;
+    let mut shape = x.shape().to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last = units;
+    }
+    let mut product = single(rows, units, inputs, View::matrix(inputs, 1), View::matrix(1, inputs));
+    product.activation = activation;
+    let y = product.run(OP, &x, w, b, &shape)?;
+    if saved.needs(0) {
+        saved.keep(w);
+    }
+    if saved.needs(1) {
+        saved.keep(&x);
+    }
+    Ok(y)
+}
+
+fn backward(saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
+    let [rows, inputs, units] = extents(saved.shape(0), saved.shape(1), None)?;
+    let mut shape = saved.shape(0).to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last = units;
+    }
+    let dy = only(OP, dy, &shape)?.to_layout(Layout::RowMajor)?;
+    let run = |p: Product, a: &Array, b: &Array, shape: &[usize]| p.run(OP, a, b, None, shape).map(Some);
+    let dx = if saved.needs(0) {
+        let product = single(rows, inputs, units, View::matrix(units, 1), View::matrix(inputs, 1));
+        run(product, &dy, saved.get(0)?, saved.shape(0))?
+    } else {
+        None
+    };
+    let dw = if saved.needs(1) {
+        let product = single(units, inputs, rows, View::matrix(1, units), View::matrix(inputs, 1));
+        run(product, &dy, saved.get(usize::from(saved.needs(0)))?, saved.shape(1))?
+    } else {
+        None
+    };
+    let mut grads = vec![dx, dw];
+    if saved.inputs() == 3 {
+        let db = || column_sums(OP, &dy, rows, units);
+        grads.push(if saved.needs(2) { Some(db()?) } else { None });
+    }
+    Ok(grads)
 }
 
 impl Op for Dense {
     fn name(&self) -> &'static str {
-        "dense"
+        OP
     }
 
     fn forward(&self, x: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
-        let (x, w, b) = match *x {
-            [x, w] => (x, w, None),
-            [x, w, b] => (x, w, Some(b)),
-            _ => return Err(Error::invalid(self.name(), "two or three inputs are needed: x, w and perhaps b")),
-        };
-        same_float(self.name(), &[&[x, w][..], b.as_slice()].concat())?;
-        let [rows, inputs, units] = self.extents(x.shape(), w.shape(), b.map(Array::shape))?;
-        let x = x.to_layout(Layout::RowMajor)?;
-        let mut shape = x.shape().to_vec();
-        if let Some(last) = shape.last_mut() {
-            *last = units;
+        Ok(vec![forward(x, None, saved)?])
+    }
+
+    fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
+        backward(saved, dy)
+    }
+}
+
+impl Op for DenseActivation {
+    fn name(&self) -> &'static str {
+        OP
+    }
+
+    fn forward(&self, x: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
+        if self.0.epilogue().is_none() {
+            return Err(Error::invalid(OP, format!("a product ends with relu, sigmoid or tanh, not with {:?}", self.0)));
         }
-        let product = single(rows, units, inputs, View::matrix(inputs, 1), View::matrix(1, inputs));
-        let y = product.run(self.name(), &x, w, b, &shape)?;
-        if saved.needs(0) {
-            saved.keep(w);
-        }
-        if saved.needs(1) {
-            saved.keep(&x);
+        let y = forward(x, Some(self.0), saved)?;
+        if saved.wanted() {
+            saved.keep(&y);
         }
         Ok(vec![y])
     }
 
     fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
-        let [rows, inputs, units] = self.extents(saved.shape(0), saved.shape(1), None)?;
-        let mut shape = saved.shape(0).to_vec();
-        if let Some(last) = shape.last_mut() {
-            *last = units;
-        }
-        let dy = only(self.name(), dy, &shape)?.to_layout(Layout::RowMajor)?;
-        let run = |p: Product, a: &Array, b: &Array, shape: &[usize]| p.run(self.name(), a, b, None, shape).map(Some);
-        let dx = if saved.needs(0) {
-            let product = single(rows, inputs, units, View::matrix(units, 1), View::matrix(inputs, 1));
-            run(product, &dy, saved.get(0)?, saved.shape(0))?
-        } else {
-            None
-        };
-        let dw = if saved.needs(1) {
-            let product = single(units, inputs, rows, View::matrix(1, units), View::matrix(inputs, 1));
-            run(product, &dy, saved.get(usize::from(saved.needs(0)))?, saved.shape(1))?
-        } else {
-            None
-        };
-        let mut grads = vec![dx, dw];
-        if saved.inputs() == 3 {
-            let db = || column_sums(self.name(), &dy, rows, units);
-            grads.push(if saved.needs(2) { Some(db()?) } else { None });
-        }
-        Ok(grads)
+        let y = saved.get(usize::from(saved.needs(0)) + usize::from(saved.needs(1)))?;
+        let dy = only(OP, dy, y.shape())?;
+        backward(saved, &[Unary(self.0).gradient(y, dy)?])
     }
 }
 
@@ -120,5 +160,22 @@ impl Tensor {
             Some(b) => apply1(Dense, &[self, w, b]),
             None => apply1(Dense, &[self, w]),
         }
+    }
+
+    /// f(x wᵀ + b) for ReLU, sigmoid or tanh, computed where the product is stored. See [`DenseActivation`].
+    ///
+    /// # Errors
+    /// As for [`Tensor::dense`]; [`Error::Invalid`] for another f.
+    ///
+    /// ```
+    /// use hadal::{Tensor, cpu, ops::UnaryKind};
+    /// let x = Tensor::from_vec(vec![1f32, -2.], &[1, 2], &cpu())?;
+    /// let w = Tensor::from_vec(vec![1f32, 0., 0., 1.], &[2, 2], &cpu())?;
+    /// assert_eq!(x.dense_activation(&w, None, UnaryKind::Relu)?.to_vec()?, [1., 0.]);
+    /// # Ok::<(), hadal::Error>(())
+    /// ```
+    pub fn dense_activation(&self, w: &Tensor, b: Option<&Tensor>, f: UnaryKind) -> Result<Tensor> {
+        let inputs: Vec<&Tensor> = [self, w].into_iter().chain(b).collect();
+        apply1(DenseActivation(f), &inputs)
     }
 }

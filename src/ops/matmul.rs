@@ -100,7 +100,7 @@ impl Plan {
             let each = self.batch.iter().zip(&self.stretched[of]);
             each.map(|(&e, &s)| if s == summed { e } else { 1 }).collect()
         };
-        Product { m, n, k, a: left, b: right, outer: pick(false), inner: pick(true) }
+        Product { m, n, k, a: left, b: right, outer: pick(false), inner: pick(true), activation: None }
     }
 }
 
@@ -115,7 +115,8 @@ impl Op for MatMul {
         let plan = self.plan(a.shape(), b.shape())?;
         let (a, b) = (a.to_layout(Layout::RowMajor)?, b.to_layout(Layout::RowMajor)?);
         let ones = vec![1; plan.batch.len()];
-        let product = Product { m: plan.m, n: plan.n, k: plan.k, a: plan.a, b: plan.b, outer: plan.batch, inner: ones };
+        let product =
+            Product { m: plan.m, n: plan.n, k: plan.k, a: plan.a, b: plan.b, outer: plan.batch, inner: ones, activation: None };
         let y = product.run(self.name(), &a, &b, None, &plan.shape)?;
         // Each operand is needed for the other one's gradient.
         if saved.needs(0) {

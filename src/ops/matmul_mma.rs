@@ -2,7 +2,7 @@
 
 use super::{
     mma::{self, LIMIT, Plan, Work},
-    product::{Product, View},
+    product::{Product, View, sum_parts},
 };
 use crate::{
     Array, Result,
@@ -89,6 +89,7 @@ impl Product {
         let Some(plan) = mma::plan(y, work)? else { return Ok(false) };
         let launch = |y: &Array, plan: &Plan| -> Result<()> {
             let define = plan.defines(y.dtype(), [("A_K", of_a.k_major.into()), ("B_K", of_b.k_major.into())]);
+            let define = if plan.parts > 1 { define } else { self.with_activation(define) };
             let sums = plan.sums(y)?;
             let sizes = Sizes {
                 extents: [self.m as i32, self.n as i32, self.k as i32],
@@ -111,7 +112,8 @@ impl Product {
                 .value(Dims::new(op, &self.inner, &self.a.batch)?)
                 .value(Dims::new(op, &self.inner, &self.b.batch)?)
                 .run([tiles, plan.parts as u32, outer as u32], [plan.threads(), 1, 1], plan.shared())?;
-            plan.add_up(y, sums, bias, self.n)
+            let define = self.with_activation(vec![("scalar_t", y.dtype().into())]);
+            sums.map_or(Ok(()), |sums| sum_parts(y, &sums, bias, plan.parts, self.n, "sum_parts.cu", &define))
         };
         let shape = [of_a.k_major.into(), of_b.k_major.into(), of_a.stride, of_b.stride, inner, bias.is_some().into()];
         let plan = mma::tuned(y, work, ("matmul_mma", &shape), plan, &|p| launch(&y.uninit_like()?, p))?;

@@ -1,6 +1,7 @@
 //! Matrix products by wgmma: launches of `kernels/matmul_wgmma.cu`.
 
 use super::{
+    UnaryKind,
     matmul_mma::{Lines, lines},
     product::{Product, View, sum_parts},
     wgmma::{self, Span, Tile, Work},
@@ -81,7 +82,11 @@ impl Product {
         let multiplications = [self.m, self.n, self.k, outer, inner].iter().fold(1usize, |p, &v| p.saturating_mul(v));
         // Parts are of one product's k.
         let work = Work { spans: &spans, batch: outer, multiplications, split: inner == 1, products: 1.0 };
-        let Some(plan) = wgmma::plan(y, Tile::PRODUCT, &work)? else { return Ok(false) };
+        let Some(mut plan) = wgmma::plan(y, Tile::PRODUCT, &work)? else { return Ok(false) };
+        if self.activation == Some(UnaryKind::Sigmoid) && plan.parts == 1 && plan.tile.rows() > 64 {
+            // Two blocks would leave it too few registers beside the sums.
+            plan.resident = 1;
+        }
         let chunk = if inner == 1 { plan.chunk } else { steps };
         let tiles = [self.m.div_ceil(plan.tile.rows()), self.n.div_ceil(plan.tile.columns())];
         let all = tiles[0] * tiles[1] * plan.parts * outer;
@@ -99,6 +104,7 @@ impl Product {
         let sums = || Array::uninit(&[plan.parts, y.len()], DType::F32, Layout::RowMajor, &y.context());
         let sums = (plan.parts > 1).then(sums).transpose()?;
         let define = plan.defines(dtype, &[("A_K", of_a.lines.k_major.into()), ("B_K", of_b.lines.k_major.into())]);
+        let define = if sums.is_some() { define } else { self.with_activation(define) };
         Launch::new(y, "matmul_wgmma.cu", "matmul_wgmma", &define)?
             .tensor(a, &of_a.map(self.m, self.k, plan.tile.rows(), dtype))
             .tensor(b, &of_b.map(self.n, self.k, plan.tile.columns(), dtype))
@@ -112,7 +118,15 @@ impl Product {
             .value(of_b.index(op, &self.b, &self.inner)?)
             .run(plan.grid(all), plan.threads(), plan.shared())?;
         if let Some(sums) = sums {
-            sum_parts(y, &sums, bias, plan.parts, self.n, "sum_parts.cu", &[("scalar_t", dtype.into())])?;
+            sum_parts(
+                y,
+                &sums,
+                bias,
+                plan.parts,
+                self.n,
+                "sum_parts.cu",
+                &self.with_activation(vec![("scalar_t", dtype.into())]),
+            )?;
         }
         Ok(true)
     }

@@ -9,7 +9,7 @@ use crate::{
     autograd::Op,
     check::{cast, difference, parity_within, random},
     cpu,
-    ops::{Conv2d, Conv2dOptions, Dense, MatMul, mma::Force},
+    ops::{Conv2d, Conv2dOptions, Dense, DenseActivation, MatMul, UnaryKind, mma::Force},
     precision::{self, Precision},
 };
 
@@ -96,6 +96,10 @@ fn products_agree_in_every_tile() -> Result<()> {
         let x = vec![random(&[70, 72], 1)?, random(&[80, 72], 2)?, random(&[80], 3)?];
         agrees(math, force(1), &Dense, &x, &gpu)?;
         agrees(math, force(2), &Dense, &x, &gpu)?;
+        for f in [UnaryKind::Relu, UnaryKind::Sigmoid, UnaryKind::Tanh] {
+            agrees(math, force(1), &DenseActivation(f), &x, &gpu)?;
+            agrees(math, force(2), &DenseActivation(f), &x, &gpu)?;
+        }
     }
     Ok(())
 }

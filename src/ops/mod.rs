@@ -44,7 +44,7 @@ pub use binary_scalar::BinaryScalar;
 pub use cast::Cast;
 pub use concat::{Concat, Split};
 pub use conv2d::{Conv2d, Conv2dOptions, Conv2dPair};
-pub use dense::Dense;
+pub use dense::{Dense, DenseActivation};
 pub use dropout::Dropout;
 pub use index::{OneHot, Pick, Take};
 pub use matmul::MatMul;

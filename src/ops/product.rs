@@ -1,6 +1,6 @@
 //! The matrix product behind `matmul`, `dense` and their gradients: strided operands, a batch, and a batch that is summed.
 //!
-//! y[o] = Σᵣ a[o, r] b[o, r] (+ bias), with a (m, k), b (k, n), y (m, n). A transpose swaps strides, a broadcast axis has
+//! y[o] = f(Σᵣ a[o, r] b[o, r] (+ bias)), f maybe an activation, with a (m, k), b (k, n), y (m, n). A transpose swaps strides, a broadcast axis has
 //! stride 0, and the gradient of a broadcast operand is a sum over r.
 
 use crate::{
@@ -10,9 +10,9 @@ use crate::{
         gemm::{Mat, MatMut, Threads, gemm},
         parallel,
     },
-    cuda::{Dims, Launch},
+    cuda::{Define, Dims, Launch},
     dtype::{Element, Real, real_type},
-    ops::operands::countable,
+    ops::{UnaryKind, operands::countable},
     shape::numel,
 };
 
@@ -48,6 +48,8 @@ pub(crate) struct Product {
     pub outer: Vec<usize>,
     /// Extents of the batch axes that are summed; 1 on the others.
     pub inner: Vec<usize>,
+    /// What becomes of each sum before it is stored: ReLU, sigmoid or tanh.
+    pub activation: Option<UnaryKind>,
 }
 
 /// The offset of the `i`-th index of `extents` under `strides`.
@@ -89,8 +91,17 @@ impl Product {
             } else {
                 self.reference(&a, &b, bias.as_deref(), &mut y);
             }
+            if let Some(kind) = self.activation {
+                kind.assign(&mut y);
+            }
             Ok(Array::from_real(y, shape, dtype))
         })
+    }
+
+    /// The `-D` of the activation, behind `define`.
+    pub(super) fn with_activation(&self, mut define: Vec<(&'static str, Define)>) -> Vec<(&'static str, Define)> {
+        define.extend(self.activation.and_then(UnaryKind::epilogue).map(|f| ("ACTIVATION", f)));
+        define
     }
 
     /// The definition in plain loops.
@@ -157,7 +168,7 @@ impl Product {
         let too_large = || Error::shape(op, "too many tiles for one launch", &[a.shape(), b.shape()]);
         let grid_x = u32::try_from(tiles).ok().filter(|&t| t <= i32::MAX as u32).ok_or_else(too_large)?;
         let (parts, chunk) = split(self.k, tiles.saturating_mul(outer));
-        let define = [("scalar_t", y.dtype().into())];
+        let define = self.with_activation(vec![("scalar_t", y.dtype().into())]);
         let sums = match parts {
             1 => None,
             _ => Some(Array::uninit(&[parts, y.len()], computed_in(y.dtype()), Layout::RowMajor, &y.context())?),

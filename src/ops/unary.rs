@@ -70,6 +70,33 @@ impl UnaryKind {
         }
     }
 
+    /// The function as the products' kernels know it, where they can end with it.
+    pub(super) fn epilogue(self) -> Option<Define> {
+        matches!(self, Relu | Sigmoid | Tanh).then(|| Define::Word(self.code().0))
+    }
+
+    /// y ← f(y), for what products can end with.
+    pub(super) fn assign<F: Real>(self, y: &mut [F]) {
+        match self {
+            Relu => parallel::assign_vectorized(
+                y,
+                #[inline(always)]
+                |y| Relu.value(y),
+            ),
+            Sigmoid => parallel::assign_vectorized(
+                y,
+                #[inline(always)]
+                |y| Sigmoid.value(y),
+            ),
+            Tanh => parallel::assign_vectorized(
+                y,
+                #[inline(always)]
+                |y| Tanh.value(y),
+            ),
+            other => parallel::assign_vectorized(y, |y| other.value(y)),
+        }
+    }
+
     /// True when the derivative is a function of y alone, so that x need not be kept.
     fn keeps_output(self) -> bool {
         matches!(self, Relu | Sigmoid | Tanh | Exp | Sqrt)
@@ -278,9 +305,15 @@ impl Op for Unary {
     }
 
     fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
-        let k = saved.get(0)?;
-        let dy = dy[0].to_layout(k.layout())?;
-        let dx = match k.context() {
+        Ok(vec![Some(self.gradient(saved.get(0)?, &dy[0])?)])
+    }
+}
+
+impl Unary {
+    /// dx from dy and what was kept, y or x.
+    pub(super) fn gradient(&self, k: &Array, dy: &Array) -> Result<Array> {
+        let dy = dy.to_layout(k.layout())?;
+        Ok(match k.context() {
             Context::Cpu => real_type!(self.name(), k.dtype(), F => {
                 let (k_, dy_) = (k.real::<F>(self.name())?, dy.real::<F>(self.name())?);
                 let mut dx = Buffer::<F>::stale(k.len());
@@ -292,12 +325,9 @@ impl Op for Unary {
                 self.launch("unary_bwd", &[&dx, k, &dy])?;
                 dx
             }
-        };
-        Ok(vec![Some(dx)])
+        })
     }
-}
 
-impl Unary {
     fn launch(&self, kernel: &'static str, arrays: &[&Array]) -> Result<()> {
         let (dtype, n) = (arrays[0].dtype(), arrays[0].len());
         if !dtype.is_float() {

@@ -12,7 +12,7 @@ use crate::{
     autograd::{Op, Saved},
     check::{cast, difference, parity_within, random},
     cpu,
-    ops::{Conv2d, Conv2dOptions, Conv2dPair, Dense, MatMul},
+    ops::{Conv2d, Conv2dOptions, Conv2dPair, Dense, DenseActivation, MatMul, UnaryKind},
     precision::{self, Precision},
 };
 
@@ -108,6 +108,12 @@ fn products_agree_in_every_tile() -> Result<()> {
     let x = vec![random(&[72, 136], 1)?, random(&[80, 136], 2)?, random(&[80], 3)?];
     agrees(BRAIN, force(1), 3, &Dense, &x, &gpu)?;
     agrees(BRAIN, force(2), 3, &Dense, &x, &gpu)?;
+    for (f, parts) in [(UnaryKind::Relu, 1), (UnaryKind::Sigmoid, 2), (UnaryKind::Tanh, 1)] {
+        agrees(BRAIN, force(parts), 3, &DenseActivation(f), &x, &gpu)?;
+        // The gradients see what TF32 has done to y, too.
+        let twice = Math(TF32.0, TF32.1, 2.0 * TF32.2);
+        agrees(twice, force(3 - parts), 1, &DenseActivation(f), &x, &gpu)?;
+    }
     agrees(TF32, force(1), 1, &Dense, &x, &gpu)
 }
 

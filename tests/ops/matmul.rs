@@ -4,7 +4,7 @@ use hadal::{
     Array, DType, Result, Tensor, autograd,
     check::random,
     cpu, ops,
-    ops::{Dense, MatMul},
+    ops::{Dense, DenseActivation, MatMul, UnaryKind},
 };
 
 use crate::Case;
@@ -59,7 +59,58 @@ pub fn cases() -> Result<Vec<Case>> {
     all.push(Case::new(Dense, vec![random(&[2, 3, 4, 5], 3)?, random(&[2, 5], 4)?, random(&[2], 5)?]).both_layouts());
     all.push(Case::new(Dense, vec![random(&[70, 783], 6)?, random(&[10, 783], 7)?, random(&[10], 8)?]).rough());
     all.push(Case::new(Dense, vec![random(&[1100, 3], 6)?, random(&[66, 3], 7)?, random(&[66], 8)?]).rough());
+    for (i, f) in ACTIVATIONS.into_iter().enumerate() {
+        let op = DenseActivation(f);
+        all.push(Case::new(op, vec![random(&[3, 7], 3)?, random(&[5, 7], 4)?, random(&[5], 5)?]));
+        all.push(Case::new(op, vec![random(&[2, 3, 4], 3)?, random(&[3, 4], 4)?]));
+        all.push(Case::new(op, vec![random(&[0, 4], 3)?, random(&[3, 4], 4)?]));
+        // Tiles, and parts of a long sum.
+        all.push(Case::new(op, vec![random(&[70, 200], 6)?, random(&[64 + i, 200], 7)?, random(&[64 + i], 8)?]).rough());
+        all.push(Case::new(op, vec![random(&[2, 5000], 6)?, random(&[3, 5000], 7)?, random(&[3], 8)?]).rough());
+    }
     Ok(all)
+}
+
+const ACTIVATIONS: [UnaryKind; 3] = [UnaryKind::Relu, UnaryKind::Sigmoid, UnaryKind::Tanh];
+
+/// The product that ends with an activation against the two operations: the same bits, but where halves round twice.
+#[test]
+fn an_activation_in_the_product_is_its_slow_twin() -> Result<()> {
+    for ctx in crate::common::contexts() {
+        for (dtype, f) in [DType::F32, DType::F64, DType::F16, DType::BF16].into_iter().flat_map(|d| ACTIVATIONS.map(|f| (d, f)))
+        {
+            for [m, k, n] in [[5, 7, 3], [72, 144, 80], [2, 6000, 8], [1, 1, 1]] {
+                let t = |shape: &[usize], seed| -> Result<Tensor> {
+                    Ok(Tensor::new(random(shape, seed)?.to_context(&ctx)?).cast(dtype)?.attach_grad())
+                };
+                let inputs = [t(&[m, k], 1)?, t(&[n, k], 2)?, t(&[n], 3)?];
+                let run = |fused: bool| -> Result<Vec<Vec<f64>>> {
+                    let [x, w, b] = &inputs;
+                    let y = autograd::record(|| match fused {
+                        true => x.dense_activation(w, Some(b), f),
+                        false => autograd::apply1(ops::Unary(f), &[&x.dense(w, Some(b))?]),
+                    })?;
+                    y.backward()?;
+                    let grads = inputs.iter().map(|t| t.grad()?.array().to_f64_vec()).collect::<Result<Vec<_>>>()?;
+                    Ok([vec![y.array().to_f64_vec()?], grads].concat())
+                };
+                let (fused, plain) = (run(true)?, run(false)?);
+                if matches!(dtype, DType::F32 | DType::F64) || f == UnaryKind::Relu {
+                    assert_eq!(fused, plain, "{f:?} of {m}x{k}x{n} in {dtype} on {ctx}");
+                    continue;
+                }
+                let bound = if dtype == DType::F16 { 2e-3 } else { 1.6e-2 };
+                for (a, b) in fused.iter().zip(&plain) {
+                    let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
+                    let difference = norm(&mut a.iter().zip(b).map(|(a, b)| a - b)) / norm(&mut b.iter().copied()).max(1e-9);
+                    assert!(difference < bound, "{f:?} of {m}x{k}x{n} in {dtype} on {ctx}: {difference}");
+                }
+            }
+        }
+    }
+    let ones = |shape: &[usize]| Tensor::ones(shape, &cpu());
+    assert!(ones(&[1, 2])?.dense_activation(&ones(&[3, 2])?, None, UnaryKind::Gelu).is_err());
+    Ok(())
 }
 
 /// The book's x (2, 3) and its products; numpy's `matmul` of counting arrays.
