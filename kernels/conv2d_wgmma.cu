@@ -7,7 +7,7 @@
 //   2  dw = dy * x           filters        taps, channels c        output pixels        dy    x under the tap
 //
 // Pixels are columns in 0 and 1: there are many of them and few channels, and columns come in any multiple of 32. For 2 the
-// channels of each tap are filled up to 64, and sum_filter_parts adds the parts of k.
+// channels of each tap are filled up to 64, and sum_filter_parts adds the parts of k. f32 as in conv3x3_wgmma.cu.
 //
 // One launch may also do a pass of two convolutions of the same x, as a block that halves its images begins with: 0 and 2 have tiles of
 // both, the light ones behind the heavy ones, which find x in the L2 cache; 1 adds both up in the sums of one tile.

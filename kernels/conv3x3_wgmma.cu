@@ -10,6 +10,8 @@
 // pixels in a row, the first one outside of the image: what pads a row on the left pads the one before on the right. A tap is then
 // the same tile, begun (tap row) * count * (w + 1) + (tap column) pixels later: a descriptor's address. The sums of the first pixels,
 // which are outside, and of those behind the tile are no one's; for 2 they are columns of dy outside of the image, zeros.
+//
+// f32 is tf32 in 0, which with turned filters (turn_filters.cu) computes dx as well; in 2 it is split into bf16 (wgmma_split.cuh).
 // variants: scalar_t=bf16; PASS=0,1; DOWN=2; ACROSS=1; COLS=160,192,256; STAGES=4; RESIDENT=1; arch=90a
 // variants: scalar_t=bf16; PASS=0,1; DOWN=1; ACROSS=2; COLS=96,160,192,224; STAGES=6; RESIDENT=1; arch=90a
 // variants: scalar_t=f16; PASS=0,1; DOWN=2; ACROSS=1; COLS=192; STAGES=4; RESIDENT=1; arch=90a

@@ -206,6 +206,11 @@ fn tensor_cores_are_used() {
             assert_eq!(of(file, kernel, "90a", &[&[dtype], &tile[..], own].concat(), HGMMA), 4, "{file} {dtype}");
         }
     }
+    // f32 split into bf16: three products for each of two times 16 pixels.
+    let (split, halo) = (["scalar_t=float", "PASS=2"], ["DOWN=1", "ACROSS=3", "COLS=192", "STAGES=2", "RESIDENT=1"]);
+    for (file, kernel, tile) in [("conv2d_wgmma.cu", "conv2d_wgmma", &tile), ("conv3x3_wgmma.cu", "conv3x3_wgmma", &halo)] {
+        assert_eq!(of(file, kernel, "90a", &[&split[..], tile].concat(), HGMMA), 6, "{file}");
+    }
 }
 
 /// The real NVRTC; without it, that is said.

@@ -120,3 +120,56 @@ pub(super) fn backward_weight(dy: &Array, x: &Array, s: &ConvShape) -> Result<Op
     sum_parts(&dw, &sums, None, parts, 1, "sum_parts.cu", &[("scalar_t", dw.dtype().into())])?;
     Ok(Some(dw))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        DType,
+        check::{bound, cast, parity_within, random},
+        cpu,
+        ops::{Conv2d, Conv2dOptions, mma_tests::gpu},
+    };
+
+    fn job(x: [usize; 4], o: usize, kernel: usize, groups: usize, layout: Layout) -> Option<Job> {
+        let [n, c, h, w] = x;
+        let s =
+            ConvShape { n, c, h, w, o, kernel: [kernel; 2], stride: [1; 2], padding: [kernel / 2; 4], dilation: [1; 2], groups };
+        Job::new(&s, &Array::uninit(&[1, 1, 1, 1], DType::BF16, layout, &cpu()).unwrap())
+    }
+
+    #[test]
+    fn what_is_taken() {
+        let last = |c, kernel| job([2, c, 9, 9], c, kernel, c, Layout::ChannelsLast).map(|j| (j.pack, j.span));
+        assert_eq!((last(64, 3), last(12, 3), last(4096, 3)), (Some((8, 64)), Some((1, 12)), Some((8, 336))));
+        assert_eq!((last(64, 11), last(64, 55)), (Some((8, 24)), None));
+        assert_eq!(job([2, 64, 9, 9], 64, 3, 64, Layout::RowMajor).map(|j| j.pack), Some(1));
+        // A multiplier, groups of two, one channel, more than 31 bits count.
+        for (x, o, groups) in [([2, 8, 9, 9], 16, 8), ([2, 8, 9, 9], 8, 4), ([2, 1, 9, 9], 1, 1), ([1 << 20, 64, 9, 9], 64, 64)] {
+            assert!(job(x, o, 3, groups, Layout::RowMajor).is_none(), "{x:?} {o} {groups}");
+        }
+    }
+
+    /// Several spans of channels, of taps, of pixels; some tens of blocks, so that threads have several turns.
+    #[test]
+    fn agrees_with_the_cpu() -> Result<()> {
+        let Some(gpu) = gpu((7, 5)) else { return Ok(()) };
+        let o = Conv2dOptions::new;
+        for (c, side, kernel, options) in [
+            (24, 40, 3, o().padding(1)),
+            (40, 13, 11, o().padding(5)),
+            (7, 30, 4, o().stride([3, 2]).padding(2).dilation([1, 3])),
+        ] {
+            let op = Conv2d(options.groups(c));
+            for (dtype, layout) in
+                [(DType::BF16, Layout::ChannelsLast), (DType::F32, Layout::ChannelsLast), (DType::F32, Layout::RowMajor)]
+            {
+                let all =
+                    [random(&[2, c, side, side], 1)?.to_layout(layout)?, random(&[c, 1, kernel, kernel], 2)?, random(&[c], 3)?];
+                let own = all.iter().map(|a| cast(a, dtype)?.to_layout(a.layout())).collect::<Result<Vec<_>>>()?;
+                parity_within(&op, &own, &gpu, &cpu(), 2.0 * bound(dtype))?;
+            }
+        }
+        Ok(())
+    }
+}
