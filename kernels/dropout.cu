@@ -60,7 +60,7 @@ extern "C" __global__ void dropout_channels(scalar_t* __restrict__ y, const scal
       acc_t v[PACK];
 #pragma unroll
       for (int k = 0; k < PACK; ++k) v[k] = kept >> (p * PACK + k) & 1 ? (acc_t)(load(from.v + k) * (acc_t)scale) : (acc_t)0;
-      store_pack(y + at + p * channels, v);
+      store_whole_pack(y + at + p * channels, v);
     }
   }
 }

@@ -50,3 +50,9 @@ template <int N, class T> __device__ __forceinline__ void store_pack(T* p, const
 #pragma unroll
   for (int k = 0; k < (int)(N * sizeof(T) / 16); ++k) ((uint4*)p)[k] = quad_of<T>(values + k * (16 / sizeof(T)));
 }
+
+// The same where the compiler would take the store apart.
+template <int N, class T> __device__ __forceinline__ void store_whole_pack(T* p, const typename acc<T>::type (&values)[N]) {
+#pragma unroll
+  for (int k = 0; k < (int)(N * sizeof(T) / 16); ++k) store_16((uint4*)p + k, quad_of<T>(values + k * (16 / sizeof(T))));
+}

@@ -45,7 +45,8 @@ template <bool SOFT> struct Tile {
 // n elements from global to shared memory, or back; `global` is aligned.
 __device__ __forceinline__ void copy(scalar_t* to, const scalar_t* from, int n) {
   for (int i = threadIdx.x * PACK; i + PACK <= n; i += 256 * PACK) *(uint4*)(to + i) = *(const uint4*)(from + i);
-  for (int i = n / PACK * PACK + threadIdx.x; i < n; i += 256) to[i] = from[i];
+  const int rest = n / PACK * PACK + threadIdx.x;
+  if (rest < n) to[rest] = from[rest];
 }
 
 // Over the r.team threads of a row, up to 32, neighbours in a warp.
@@ -230,8 +231,8 @@ __device__ __forceinline__ void long_rows(const Task& t, const scalar_t* __restr
           target[j] = ((t.normalized ? (acc_t)0 : exp_(d[j]) * inverse * sum_p) - target[j]) * g;
           d[j] = (log_s - d[j]) * g;
         }
-        if (t.dx) store_pack(t.dx + base + c, target);
-        if (SOFT && t.dp) store_pack(t.dp + base + c, d);
+        if (t.dx) store_whole_pack(t.dx + base + c, target);
+        if (SOFT && t.dp) store_whole_pack(t.dp + base + c, d);
       }
     }
     if (SOFT) loss = team_sum(loss, r.team, scratch);

@@ -41,6 +41,8 @@ EMU_IN void cp_async_commit() { emu_cp_async_commit(emu_self); }
 template <int e_pending> EMU_IN void cp_async_wait() { emu_cp_async_wait(emu_self, e_pending); }
 EMU_IN void cp_async_wait_all() { emu_cp_async_wait(emu_self, -1); }
 
+EMU_IN void store_16(void* e_dst, uint4 e_v) { *(uint4*)e_dst = e_v; }
+
 // Named barriers.
 EMU_IN void bar_sync(int e_id, int e_count, EMU_SITE) { emu_barrier(emu_self, (unsigned)e_id, (unsigned)e_count, file, line); }
 EMU_IN void bar_arrive(int e_id, int e_count, EMU_SITE) { emu_barrier_arrive(emu_self, (unsigned)e_id, (unsigned)e_count, file, line); }
