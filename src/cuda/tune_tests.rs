@@ -13,6 +13,7 @@ use crate::{
     check::{cast, difference, random},
     gpu,
     ops::{Conv2d, Conv2dOptions, MatMul},
+    precision::{self, Precision},
 };
 use std::cell::RefCell;
 
@@ -214,6 +215,18 @@ fn tuning_changes_nothing_else() -> Result<()> {
         }
     }
     assert!(ran > 0, "no plan was another one than the model's");
+    // By wgmma where that is: a product in TF32 with k along both operands' rows.
+    let (op, x) = (MatMul { transpose_a: false, transpose_b: true }, [on(&[520, 256], 1)?, on(&[264, 256], 2)?]);
+    let forward = || -> Result<Array> {
+        let x: Vec<&Array> = x.iter().collect();
+        let run = || op.forward(&x, &mut Saved::new(&x, vec![false; 2]));
+        Ok(precision::with(Precision::Tf32, run)?.remove(0))
+    };
+    TEST.set(None);
+    let untuned = forward()?;
+    TEST.set(Some((Mode::Force, whole)));
+    let relative = difference(&forward()?, &untuned)?.relative;
+    assert!(relative > 0.0 && relative < 1e-5, "sums in parts, and nothing else: {relative}");
     TEST.set(None);
     Ok(())
 }

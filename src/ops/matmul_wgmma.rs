@@ -4,7 +4,7 @@ use super::{
     UnaryKind,
     matmul_mma::{Lines, lines},
     product::{Product, View, sum_parts},
-    wgmma::{self, Span, Tile, Work},
+    wgmma::{self, Plan, Span, Tile, Work},
 };
 use crate::{
     Array, DType, Layout, Result,
@@ -82,52 +82,54 @@ impl Product {
         let multiplications = [self.m, self.n, self.k, outer, inner].iter().fold(1usize, |p, &v| p.saturating_mul(v));
         // Parts are of one product's k.
         let work = Work { spans: &spans, batch: outer, multiplications, split: inner == 1, products: 1.0 };
-        let Some(mut plan) = wgmma::plan(y, Tile::PRODUCT, &work)? else { return Ok(false) };
-        if self.activation == Some(UnaryKind::Sigmoid) && plan.parts == 1 && plan.tile.rows() > 64 {
-            // Two blocks would leave it too few registers beside the sums.
-            plan.resident = 1;
-        }
-        let chunk = if inner == 1 { plan.chunk } else { steps };
-        let tiles = [self.m.div_ceil(plan.tile.rows()), self.n.div_ceil(plan.tile.columns())];
-        let all = tiles[0] * tiles[1] * plan.parts * outer;
-        let int = |v: usize| v as i32;
-        let sizes = Sizes {
-            extents: [self.m, self.n].map(int),
-            steps: int(steps),
-            chunk: int(chunk),
-            parts: int(plan.parts),
-            outer: int(outer),
-            inner: int(inner),
-            tiles: tiles.map(int),
-            all: int(all),
+        let Some(plan) = wgmma::plan(y, Tile::PRODUCT, &work)? else { return Ok(false) };
+        let launch = |y: &Array, plan: &Plan| -> Result<()> {
+            let mut plan = *plan;
+            if self.activation == Some(UnaryKind::Sigmoid) && plan.parts == 1 && plan.tile.rows() > 64 {
+                // Two blocks would leave it too few registers beside the sums.
+                plan.resident = 1;
+            }
+            let chunk = if inner == 1 { plan.chunk } else { steps };
+            let tiles = [self.m.div_ceil(plan.tile.rows()), self.n.div_ceil(plan.tile.columns())];
+            let all = tiles[0] * tiles[1] * plan.parts * outer;
+            let int = |v: usize| v as i32;
+            let sizes = Sizes {
+                extents: [self.m, self.n].map(int),
+                steps: int(steps),
+                chunk: int(chunk),
+                parts: int(plan.parts),
+                outer: int(outer),
+                inner: int(inner),
+                tiles: tiles.map(int),
+                all: int(all),
+            };
+            let sums = || Array::uninit(&[plan.parts, y.len()], DType::F32, Layout::RowMajor, &y.context());
+            let sums = (plan.parts > 1).then(sums).transpose()?;
+            let define = plan.defines(dtype, &[("A_K", of_a.lines.k_major.into()), ("B_K", of_b.lines.k_major.into())]);
+            let define = if sums.is_some() { define } else { self.with_activation(define) };
+            Launch::new(y, "matmul_wgmma.cu", "matmul_wgmma", &define)?
+                .tensor(a, &of_a.map(self.m, self.k, plan.tile.rows(), dtype))
+                .tensor(b, &of_b.map(self.n, self.k, plan.tile.columns(), dtype))
+                .array(y)
+                .optional(sums.as_ref())
+                .optional(bias.filter(|_| sums.is_none()))
+                .value(sizes)
+                .value(of_a.index(op, &self.a, &self.outer)?)
+                .value(of_b.index(op, &self.b, &self.outer)?)
+                .value(of_a.index(op, &self.a, &self.inner)?)
+                .value(of_b.index(op, &self.b, &self.inner)?)
+                .run(plan.grid(all), plan.threads(), plan.shared())?;
+            let define = self.with_activation(vec![("scalar_t", dtype.into())]);
+            sums.map_or(Ok(()), |sums| sum_parts(y, &sums, bias, plan.parts, self.n, "sum_parts.cu", &define))
         };
-        let sums = || Array::uninit(&[plan.parts, y.len()], DType::F32, Layout::RowMajor, &y.context());
-        let sums = (plan.parts > 1).then(sums).transpose()?;
-        let define = plan.defines(dtype, &[("A_K", of_a.lines.k_major.into()), ("B_K", of_b.lines.k_major.into())]);
-        let define = if sums.is_some() { define } else { self.with_activation(define) };
-        Launch::new(y, "matmul_wgmma.cu", "matmul_wgmma", &define)?
-            .tensor(a, &of_a.map(self.m, self.k, plan.tile.rows(), dtype))
-            .tensor(b, &of_b.map(self.n, self.k, plan.tile.columns(), dtype))
-            .array(y)
-            .optional(sums.as_ref())
-            .optional(bias.filter(|_| sums.is_none()))
-            .value(sizes)
-            .value(of_a.index(op, &self.a, &self.outer)?)
-            .value(of_b.index(op, &self.b, &self.outer)?)
-            .value(of_a.index(op, &self.a, &self.inner)?)
-            .value(of_b.index(op, &self.b, &self.inner)?)
-            .run(plan.grid(all), plan.threads(), plan.shared())?;
-        if let Some(sums) = sums {
-            sum_parts(
-                y,
-                &sums,
-                bias,
-                plan.parts,
-                self.n,
-                "sum_parts.cu",
-                &self.with_activation(vec![("scalar_t", dtype.into())]),
-            )?;
-        }
+        let flag = usize::from;
+        let operand = |m: &Matrices| [flag(m.lines.k_major), m.lines.stride, m.size];
+        let ([a0, a1, a2], [b0, b1, b2]) = (operand(&of_a), operand(&of_b));
+        let shape =
+            [self.m, self.n, self.k, outer, inner, flag(bias.is_some()), flag(self.activation.is_some()), a0, a1, a2, b0, b1, b2];
+        let scratch = |p: &Plan| launch(&y.uninit_like()?, p);
+        let plan = wgmma::tuned(y, (Tile::PRODUCT, &work), ("matmul_wgmma", &shape), plan, &scratch)?;
+        launch(y, &plan)?;
         Ok(true)
     }
 }

@@ -4,8 +4,11 @@
 //! are no multiples of 16 bytes), what would mostly fill tiles with zeros, and what is small is left to [`super::mma`].
 
 use crate::{
-    Array, DType, Result,
-    cuda::{Define, Swizzle, TensorMap},
+    Array, DType, Error, Result,
+    cuda::{
+        Define, Swizzle, TensorMap,
+        tune::{self, Choice, Problem},
+    },
     precision::{self, Precision},
 };
 
@@ -193,13 +196,63 @@ pub(crate) fn plan(y: &Array, tiles: &[Tile], work: &Work) -> Result<Option<Plan
     Ok(plan)
 }
 
+/// The most candidates that are timed.
+const CANDIDATES: usize = 16;
+
+/// The plan to use after the tuner had its say: `model` is that of [`plan`], `shape` all that the time depends on, and
+/// `run` computes the same with a plan, into memory of its own.
+pub(crate) fn tuned(
+    y: &Array,
+    (tiles, work): (&[Tile], &Work),
+    (family, shape): (&'static str, &[usize]),
+    model: Plan,
+    run: &dyn Fn(&Plan) -> Result<()>,
+) -> Result<Plan> {
+    #[cfg(test)]
+    if forced().is_some() {
+        return Ok(model);
+    }
+    if tune::is_off()? {
+        return Ok(model);
+    }
+    let steps = work.spans.iter().map(|s| s.steps).max().unwrap_or(0);
+    let all = || {
+        let mut all = Vec::new();
+        plans(model.multiprocessors, y.dtype().size(), tiles, work, &mut |plan| all.push(plan));
+        all.sort_by(|a, b| a.time.total_cmp(&b.time));
+        // What the model finds hopeless is not worth compiling.
+        let most = all.first().map_or(0.0, |p| p.time * 2.5);
+        all.into_iter().filter(|p| p.time <= most).map(|p| p.choice()).take(CANDIDATES).collect()
+    };
+    let mut key = [0; 32];
+    let len = 1 + shape.len();
+    let Some(slots) = key.get_mut(1..len) else {
+        return Err(Error::invalid(family, "a key of more than 32 numbers"));
+    };
+    slots.copy_from_slice(shape);
+    key[0] = y.dtype() as usize;
+    let problem = Problem { device: y.cuda("wgmma")?.owner(), family, shape: &key[..len] };
+    let of = |c: &Choice| Plan::of(*c, steps, &model);
+    tune::choose(&problem, model.choice(), &all, &|c| run(&of(c))).map(|c| of(&c))
+}
+
 fn choose(multiprocessors: usize, size: usize, tiles: &[Tile], work: &Work) -> Option<Plan> {
+    let mut best: Option<Plan> = None;
+    plans(multiprocessors, size, tiles, work, &mut |plan| {
+        if best.is_none_or(|b| plan.time < b.time) {
+            best = Some(plan);
+        }
+    });
+    best
+}
+
+/// Gives `f` every plan; none where the work is left to others.
+fn plans(multiprocessors: usize, size: usize, tiles: &[Tile], work: &Work, f: &mut dyn FnMut(Plan)) {
     let Work { spans, batch, multiplications, split, products } = *work;
     if multiplications < SMALL || spans.iter().any(|s| s.m.max(s.n).max(s.steps) >= LIMIT) {
-        return None;
+        return;
     }
-    let longest = spans.iter().map(|s| s.steps).max()?;
-    let mut best: Option<Plan> = None;
+    let Some(longest) = spans.iter().map(|s| s.steps).max() else { return };
     for &tile in tiles {
         let count = |s: &Span| s.m.div_ceil(tile.rows()).saturating_mul(s.n.div_ceil(tile.columns())).saturating_mul(batch);
         let all: usize = spans.iter().map(count).fold(0, usize::saturating_add);
@@ -231,15 +284,23 @@ fn choose(multiprocessors: usize, size: usize, tiles: &[Tile], work: &Work) -> O
             let elements: f64 = spans.iter().map(|s| s.m as f64 * s.n as f64).sum();
             let sums = elements * batch as f64 * (plan.parts as f64 * 8.0 + 4.0);
             plan.time = tiles + if plan.parts > 1 { sums / (multiprocessors as f64 * 12.0) + 4000.0 } else { 0.0 };
-            if best.is_none_or(|b| plan.time < b.time) {
-                best = Some(plan);
-            }
+            f(plan);
         }
     }
-    best
 }
 
 impl Plan {
+    /// The plan in the tuner's numbers.
+    fn choice(&self) -> Choice {
+        [self.tile.down, self.tile.across, self.tile.cols, self.parts].map(|v| v as u32)
+    }
+
+    /// The plan of these numbers for sums over `steps` steps, on the device of `like`.
+    fn of(choice: Choice, steps: usize, like: &Plan) -> Self {
+        let [down, across, cols, parts] = choice.map(|v| v as usize);
+        Plan::new(Tile { down, across, cols }, parts, steps, like.multiprocessors)
+    }
+
     fn new(tile: Tile, parts: usize, steps: usize, multiprocessors: usize) -> Self {
         let (resident, stages) = tile.fit();
         let chunk = steps.div_ceil(parts.max(1)).max(1);
@@ -297,6 +358,21 @@ mod tests {
             let variant = format!("DOWN={down}; ACROSS={across}; COLS={cols}; STAGES={stages}; RESIDENT={resident};");
             assert!(source.contains(&variant), "not among the kernel's variants: {variant}");
             assert!(tile.cols % 32 == 0 && (!Tile::WEIGHT.contains(&tile) || tile.cols % 64 == 0));
+        }
+    }
+
+    /// The tuner's numbers are the whole plan.
+    #[test]
+    fn plans_come_back_from_their_numbers() {
+        for (m, n, k) in [(8192, 8192, 8192), (256, 256, 147_456), (520, 264, 4608), (64, 147_456, 576)] {
+            let spans = [Span { m, n, steps: steps(DType::BF16, k) }];
+            let work = Work { spans: &spans, batch: 1, multiplications: m * n * k, split: true, products: 1.0 };
+            let mut count = 0;
+            plans(132, 2, Tile::PRODUCT, &work, &mut |p| {
+                count += 1;
+                assert_eq!(Plan { time: p.time, ..Plan::of(p.choice(), spans[0].steps, &p) }, p, "{m}x{n}x{k}");
+            });
+            assert!(count > 0, "{m}x{n}x{k} has no plan");
         }
     }
 
