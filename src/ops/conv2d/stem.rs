@@ -288,7 +288,7 @@ impl<'a> Job<'a> {
         #[cfg(test)]
         if let Some(Force { rows, groups, blocks }) = super::stem_tests::FORCED.get() {
             let groups = self.groups().into_iter().find(|&g| g <= groups || self.pass.of_weight())?;
-            let plan = self.plan(rows.min(self.s.out_h()), groups)?;
+            let plan = (1..=rows.min(self.s.out_h())).rev().find_map(|rows| self.plan(rows, groups))?;
             super::stem_tests::reached();
             return Some(Plan { blocks, ..plan });
         }
