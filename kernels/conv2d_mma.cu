@@ -18,14 +18,8 @@
 // variants: scalar_t=float; EXACT=0,1; TILE_M=128; TILE_N=128; STAGES=3; WIDTH=16; PASS=0,1,2; arch=86,89,100a,120
 // variants: scalar_t=f16; EXACT=0; TILE_M=128; TILE_N=64; STAGES=2; WIDTH=16; PASS=0,1,2; arch=75,80,90a
 // variants: scalar_t=f16; EXACT=0; TILE_M=64; TILE_N=64; STAGES=2; WIDTH=16,8,4,0; PASS=0,1,2; arch=75
+#include "div.cuh"
 #include "mma_out.cuh"
-
-// Division by a number that the host knows: n / d = n mul >> shift for n < 2^31.
-struct Div {
-  unsigned mul;
-  int shift;
-  __device__ __forceinline__ int of(int n) const { return (int)((unsigned long long)(unsigned)n * mul >> shift); }
-};
 
 struct Conv {
   int n, c, h, w, o, oh, ow;  // x (n, c, h, w), y (n, o, oh, ow), filters (o, c / groups, kh, kw)

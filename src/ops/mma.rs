@@ -45,22 +45,22 @@ pub(crate) struct Work {
 
 /// The part of a device that matters here.
 #[derive(Clone, Copy, Debug)]
-struct Chip {
+pub(crate) struct Chip {
     /// Compute capability, 80 for 8.0.
-    capability: usize,
-    multiprocessors: usize,
+    pub capability: usize,
+    pub multiprocessors: usize,
 }
 
 impl Chip {
     /// That of the array's device.
-    fn of(y: &Array) -> Result<Self> {
+    pub(crate) fn of(y: &Array) -> Result<Self> {
         let device = y.cuda("mma")?.owner();
         let (major, minor) = device.capability;
         Ok(Chip { capability: (major * 10 + minor) as usize, multiprocessors: device.multiprocessors as usize })
     }
 
     /// Shared memory of a multiprocessor in bytes, without what each block reserves.
-    fn shared(&self) -> usize {
+    pub(crate) fn shared(&self) -> usize {
         let kib = match self.capability {
             75 => 64,
             80 | 87 => 163,
@@ -74,6 +74,20 @@ impl Chip {
     /// f32: on the data-center chips. On the others it runs at the same rate.
     fn splits(&self) -> bool {
         matches!(self.capability, 80 | 90..=119)
+    }
+
+    /// Whether tensor cores compute sums of so many terms from split operands (`true`) or from whole or rounded ones; `None` where
+    /// they do not.
+    pub(crate) fn arithmetic(&self, dtype: DType, precision: Precision, terms: usize) -> Option<bool> {
+        match (dtype, precision) {
+            (DType::F16, _) if self.capability >= 75 => Some(false),
+            (DType::BF16, _) if self.capability >= 80 => Some(false),
+            (DType::F32, Precision::Tf32) if self.capability >= 80 => Some(false),
+            // What is lost of an operand (2⁻²³ of it at most), and what the tensor cores cut off of eight terms (2⁻²³ of the
+            // largest), together stay below what a plain sum loses by rounding from about a hundred terms on.
+            (DType::F32, Precision::F32) if self.splits() && terms >= 128 => Some(true),
+            _ => None,
+        }
     }
 }
 
@@ -195,15 +209,7 @@ fn plans(chip: Chip, dtype: DType, precision: Precision, work: Work, f: &mut dyn
     if m < 8 || n < 8 || k < 16 || m >= LIMIT || n >= LIMIT || k >= LIMIT || batch == 0 || batch > 65535 {
         return;
     }
-    let exact = match (dtype, precision) {
-        (DType::F16, _) if chip.capability >= 75 => false,
-        (DType::BF16, _) if chip.capability >= 80 => false,
-        (DType::F32, Precision::Tf32) if chip.capability >= 80 => false,
-        // What is lost of an operand (2⁻²³ of it at most), and what the tensor cores cut off of eight terms (2⁻²³ of the largest),
-        // together stay below what a plain sum loses by rounding from about a hundred terms on.
-        (DType::F32, Precision::F32) if chip.splits() && k >= 128 => true,
-        _ => return,
-    };
+    let Some(exact) = chip.arithmetic(dtype, precision, k) else { return };
     let size = dtype.size();
     let depth = ROW / size;
     let steps = k.div_ceil(depth);

@@ -47,7 +47,7 @@ pub(super) fn gpu(least: (i32, i32)) -> Option<Context> {
 pub(super) struct Math(pub DType, pub Precision, pub f64);
 pub(super) const HALF: Math = Math(DType::F16, Precision::F32, 2e-3);
 pub(super) const BRAIN: Math = Math(DType::BF16, Precision::F32, 1.6e-2);
-const EXACT: Math = Math(DType::F32, Precision::F32, 1e-6);
+pub(super) const EXACT: Math = Math(DType::F32, Precision::F32, 1e-6);
 pub(super) const TF32: Math = Math(DType::F32, Precision::Tf32, 1e-3);
 
 fn agrees(math: Math, force: Force, op: &dyn Op, inputs: &[Array], gpu: &Context) -> Result<()> {

@@ -196,6 +196,20 @@ fn tensor_cores_are_used() {
             options.truncate(options.len() - 2);
         }
         assert_eq!(count("matmul.cu", "matmul", name, &["scalar_t=float"]), 0);
+        // A warp's 64 x 32 are 16 instructions for 16 k of halves and 8 k of floats; f32 of few terms runs elsewhere.
+        let cases: &[(&str, &str, usize)] = match arch {
+            75 => &[("scalar_t=f16", "EXACT=0", 32)],
+            _ => &[("scalar_t=bf16", "EXACT=0", 16), ("scalar_t=float", "EXACT=0", 16), ("scalar_t=float", "EXACT=1", 48)],
+        };
+        for (dtype, exact, products) in cases {
+            for (file, kernel) in [("conv2d_stem.cu", "conv2d_stem"), ("conv2d_stem_weight.cu", "conv2d_stem_weight")] {
+                for pass in ["PASS=0", "PASS=1"] {
+                    let options = [*dtype, *exact, pass];
+                    assert_eq!(count(file, kernel, name, &options), *products, "{file} for sm_{name} {options:?}");
+                }
+            }
+        }
+        assert_eq!(count("conv2d_stem.cu", "conv2d_stem", name, &["scalar_t=float", "EXACT=2", "PASS=0"]), 0);
     }
     // A warpgroup multiplies a step of the loop by four instructions.
     let tile = ["DOWN=2", "ACROSS=1", "COLS=256", "STAGES=4", "RESIDENT=1"];

@@ -59,6 +59,9 @@ pub fn cases() -> Result<Vec<Case>> {
     add([2, 1, 28, 28], [6, 1, 5, 5], o().padding(2), true, false)?;
     add([1, 3, 24, 23], [5, 3, 7, 7], o().padding(3).stride(2), true, false)?;
     add([1, 2, 35, 35], [4, 2, 11, 11], o().stride(4), true, false)?;
+    // With enough to do for the kernels of first layers.
+    add([2, 1, 48, 46], [64, 1, 7, 7], o().padding(3).stride(2), false, false)?;
+    add([2, 3, 25, 27], [20, 3, 5, 5], o().padding(2), true, false)?;
     add([2, 17, 9, 7], [19, 17, 3, 3], o().padding(1), true, false)?;
     add([3, 16, 3, 3], [32, 16, 3, 3], o().padding(1), true, false)?;
     add([1, 66, 5, 6], [70, 66, 1, 1], o(), true, false)?;

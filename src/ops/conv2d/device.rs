@@ -1,7 +1,7 @@
-//! Convolution on the GPU: channel by channel by [`depthwise`], on tensor cores where [`wgmma`] or [`mma`] takes it, else by
+//! Convolution on the GPU: channel by channel by [`depthwise`], on tensor cores where [`stem`], [`wgmma`] or [`mma`] takes it, else by
 //! `kernels/conv2d.cu`, for either layout of x and y.
 
-use super::{Filters, Gradient, depthwise, mma, output, wgmma};
+use super::{Filters, Gradient, depthwise, mma, output, stem, wgmma};
 use crate::{
     Array, Error, Layout, Result,
     cpu::conv::ConvShape,
@@ -103,6 +103,9 @@ fn grid(op: &'static str, rows: usize, cols: usize, parts: usize, groups: usize)
 }
 
 pub(super) fn forward(op: &'static str, x: &Array, w: &Array, b: Option<&Array>, s: &ConvShape) -> Result<Array> {
+    if let Some(y) = stem::forward(x, w, b, s)? {
+        return Ok(y);
+    }
     if let Some(y) = depthwise::forward(x, w, b, s)? {
         return Ok(y);
     }
@@ -112,6 +115,11 @@ pub(super) fn forward(op: &'static str, x: &Array, w: &Array, b: Option<&Array>,
     if let Some(y) = mma::forward(x, w, b, s)? {
         return Ok(y);
     }
+    general_forward(op, x, w, b, s)
+}
+
+/// By `conv2d.cu`.
+pub(super) fn general_forward(op: &'static str, x: &Array, w: &Array, b: Option<&Array>, s: &ConvShape) -> Result<Array> {
     let (layout, shape) = (x.layout(), output(s));
     let y = Array::uninit(&shape, x.dtype(), layout, &x.context())?;
     let launch = Launch::new(&y, FILE, "conv2d_fwd", &defines(&y, layout))?;
@@ -138,6 +146,21 @@ fn alone(op: &'static str, &(dy, w, s): &Gradient) -> Result<Array> {
     let phases = down.saturating_mul(across).min(65535);
     launch.run(grid(op, pixels, s.c / s.groups, phases, s.groups)?, [256, 1, 1], 0)?;
     Ok(dx)
+}
+
+/// dw, and where it is asked for db.
+pub(super) fn backward_weight_and_bias(
+    op: &'static str,
+    dy: &Array,
+    x: &Array,
+    s: &ConvShape,
+    bias: bool,
+) -> Result<(Array, Option<Array>)> {
+    if let Some(both) = stem::backward_weight(dy, x, s, bias)? {
+        return Ok(both);
+    }
+    let db = || backward_bias(op, dy, s);
+    Ok((backward_weight(op, dy, x, s)?, bias.then(db).transpose()?))
 }
 
 pub(super) fn backward_weight(op: &'static str, dy: &Array, x: &Array, s: &ConvShape) -> Result<Array> {

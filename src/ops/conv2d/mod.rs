@@ -6,6 +6,9 @@ mod halo;
 mod host;
 mod mma;
 mod pair;
+mod stem;
+#[cfg(test)]
+mod stem_tests;
 mod tf32;
 mod wgmma;
 
@@ -164,19 +167,22 @@ impl Op for Conv2d {
             }
             false => None,
         };
-        let dw = match (saved.needs(1), usize::from(saved.needs(0))) {
-            (true, i) if on_host => Some(host::backward_weight(self.name(), dy, saved.get(i)?, &s)?),
-            (true, i) => Some(device::backward_weight(self.name(), dy, saved.get(i)?, &s)?),
-            (false, _) => None,
+        let wants_bias = saved.inputs() == 3 && saved.needs(2);
+        let (dw, db) = match (saved.needs(1), usize::from(saved.needs(0))) {
+            (true, i) if on_host => (Some(host::backward_weight(self.name(), dy, saved.get(i)?, &s)?), None),
+            (true, i) => {
+                let (dw, db) = device::backward_weight_and_bias(self.name(), dy, saved.get(i)?, &s, wants_bias)?;
+                (Some(dw), db)
+            }
+            (false, _) => (None, None),
+        };
+        let db = match db {
+            None if wants_bias && on_host => Some(host::backward_bias(self.name(), dy, &s)?),
+            None if wants_bias => Some(device::backward_bias(self.name(), dy, &s)?),
+            db => db,
         };
         let mut grads = vec![dx, dw];
-        if saved.inputs() == 3 {
-            grads.push(match saved.needs(2) {
-                true if on_host => Some(host::backward_bias(self.name(), dy, &s)?),
-                true => Some(device::backward_bias(self.name(), dy, &s)?),
-                false => None,
-            });
-        }
+        grads.extend((saved.inputs() == 3).then_some(db));
         Ok(grads)
     }
 
