@@ -5,7 +5,7 @@
 //   1  dx = dy * w           input pixels         channels c         taps, filters        dy above          w
 //   2  dw = dy * x           filters              taps, channels c   output pixels        dy                x under the tap
 //
-// y and dx may be written row-major, dw always is. Groups lie along grid.z. With narrow loads a group's channels need not fill 16
+// y, dx and dw may be written row-major. Groups lie along grid.z. With narrow loads a group's channels need not fill 16
 // bytes. Narrow loads (WIDTH < 16) come with tiles of 64 x 64 only, sm_75 with f16 and two stages.
 // variants: scalar_t=bf16; EXACT=0; TILE_M=128; TILE_N=128,64; STAGES=2; WIDTH=16; PASS=0,1,2; arch=80
 // variants: scalar_t=bf16; EXACT=0; TILE_M=64; TILE_N=64; STAGES=2; WIDTH=16; PASS=0,1,2; arch=80
@@ -161,13 +161,14 @@ struct Image {
   __device__ __forceinline__ i64 col(int c) const { return by_row ? (i64)c * h * w : c; }
 };
 
-// dw, row-major: columns are taps and channels.
+// dw: columns are taps and channels, as channels-last memory has them.
 struct Weight {
   enum { by_row = false, vector = false };
   const Conv& s;
   int first, cg, taps;
   __device__ __forceinline__ i64 row(int o) const { return (i64)(first + o) * cg * taps; }
   __device__ __forceinline__ i64 col(int n) const {
+    if (!s.row_major) return n;
     int t = s.by_cg.of(n);
     return (i64)(n - t * cg) * taps + t;
   }

@@ -5,7 +5,7 @@ use super::{
     basic::{Function, activations},
 };
 use crate::{
-    Error, Result, Tensor,
+    Error, Layout, Result, Tensor,
     init::Init,
     ops::{Conv2d, Conv2dOptions, Padding, Pair},
 };
@@ -151,6 +151,10 @@ impl Conv2D {
         }
         let [kh, kw] = self.kernel.0;
         let w = self.weight.ready(&[self.channels, c / groups, kh, kw])?;
+        if x.context().is_gpu() && x.layout() == Layout::ChannelsLast {
+            // As the kernels read it, once instead of in every pass; its gradients come in this layout too.
+            self.weight.lay_out(Layout::ChannelsLast)?;
+        }
         let b = self.bias.as_ref().map(|b| b.ready(&[self.channels])).transpose()?;
         // What does not fit is told here, where it is known whose it is.
         Conv2d(self.options).check(&shape, &w.shape(), b.as_ref().map(Tensor::shape).as_deref())?;

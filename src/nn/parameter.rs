@@ -3,8 +3,9 @@
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::{
-    Array, Context, DType, Error, Result, Tensor,
+    Array, Context, DType, Error, Layout, Result, Tensor,
     autograd::GradReq,
+    cuda::capture,
     init::{Constant, Init},
     shape::Display,
 };
@@ -133,6 +134,12 @@ impl Parameter {
     pub fn set_data(&self, array: Array) -> Result<()> {
         let value = self.data()?;
         value.set_array(array.cast(value.dtype())?.to_context(&value.context())?)
+    }
+
+    /// Has the values in another memory layout from now on; they stay where a graph is being captured, which would do it in each replay.
+    pub(super) fn lay_out(&self, layout: Layout) -> Result<()> {
+        let value = self.data()?;
+        if value.layout() == layout || capture::active() { Ok(()) } else { value.set_array(value.array().to_layout(layout)?) }
     }
 
     /// Gives it values on `ctx`, whatever it had, in its dtype; the shape must fit what is known of it.

@@ -107,7 +107,7 @@ pub(super) fn backward_weight(dy: &Array, x: &Array, s: &ConvShape) -> Result<Op
         (job.span, job.sizes.span) = (1, 1);
     }
     let (dw, pixels) =
-        (Array::uninit(&[s.c, 1, s.kernel[0], s.kernel[1]], dy.dtype(), Layout::RowMajor, &dy.context())?, dy.len() / s.c);
+        (Array::uninit(&[s.c, 1, s.kernel[0], s.kernel[1]], dy.dtype(), x.layout(), &dy.context())?, dy.len() / s.c);
     let (spans, groups) = (s.c.div_ceil(job.span), job.taps.div_ceil(TAPS).min(65535));
     if spans > 65535 {
         return Ok(None);

@@ -148,7 +148,7 @@ fn alone(op: &'static str, &(dy, w, s): &Gradient) -> Result<Array> {
     Ok(dx)
 }
 
-/// dw, and where it is asked for db.
+/// dw in x's layout, and where it is asked for db.
 pub(super) fn backward_weight_and_bias(
     op: &'static str,
     dy: &Array,
@@ -176,7 +176,7 @@ pub(super) fn backward_weight(op: &'static str, dy: &Array, x: &Array, s: &ConvS
     let layout = x.layout();
     let dy = dy.to_layout(layout)?;
     let shape = [s.o, s.c / s.groups, s.kernel[0], s.kernel[1]];
-    let dw = Array::uninit(&shape, dy.dtype(), Layout::RowMajor, &dy.context())?;
+    let dw = Array::uninit(&shape, dy.dtype(), layout, &dy.context())?;
     let (og, taps) = (s.o / s.groups, shape[1] * shape[2] * shape[3]);
     let tiles = og.div_ceil(TILE).saturating_mul(taps.div_ceil(TILE)).saturating_mul(s.groups);
     let (parts, chunk) = split(s.n * s.out_h() * s.out_w(), tiles);
@@ -186,7 +186,7 @@ pub(super) fn backward_weight(op: &'static str, dy: &Array, x: &Array, s: &ConvS
     };
     let define = defines(&dw, layout);
     let launch = Launch::new(&dw, FILE, "conv2d_bwd_weight", &define)?.array(&dw).optional(sums.as_ref()).array(&dy).array(x);
-    let launch = launch.value(Sizes::new(op, s, layout, &strides(&shape, Layout::RowMajor))?).value(chunk as i64);
+    let launch = launch.value(Sizes::new(op, s, layout, &dw.strides())?).value(chunk as i64);
     launch.run(grid(op, og, taps, parts, s.groups)?, [256, 1, 1], 0)?;
     if let Some(sums) = sums {
         sum_parts(&dw, &sums, None, parts, 1, FILE, &define)?;

@@ -172,7 +172,7 @@ pub(super) fn backward_data(dy: &Array, w: &Array, s: &ConvShape) -> Result<Opti
 
 pub(super) fn backward_weight(dy: &Array, x: &Array, s: &ConvShape) -> Result<Option<Array>> {
     let shape = [s.o, s.c / s.groups, s.kernel[0], s.kernel[1]];
-    let dw = Array::uninit(&shape, dy.dtype(), Layout::RowMajor, &dy.context())?;
+    let dw = Array::uninit(&shape, dy.dtype(), x.layout(), &dy.context())?;
     let Some(job) = Job::new(s, Pass::Weight, &dw)? else { return Ok(None) };
     job.run(dw, &last(dy)?, &last(x)?, None).map(Some)
 }

@@ -369,7 +369,7 @@ pub(super) fn forward(x: &Array, w: &Array, b: Option<&Array>, s: &ConvShape) ->
 pub(super) fn backward_weight(dy: &Array, x: &Array, s: &ConvShape, bias: bool) -> Result<Option<(Array, Option<Array>)>> {
     const FILE: &str = "conv2d_stem_weight.cu";
     let on = |shape: &[usize], dtype| Array::uninit(shape, dtype, Layout::RowMajor, &dy.context());
-    let dw = on(&[s.o, s.c / s.groups, s.kernel[0], s.kernel[1]], dy.dtype())?;
+    let dw = Array::uninit(&[s.o, s.c / s.groups, s.kernel[0], s.kernel[1]], dy.dtype(), x.layout(), &dy.context())?;
     let Some(job) = Job::new(s, Pass::Weight(dy.layout(), bias), &dw)? else { return Ok(None) };
     let Some(plan) = job.best() else { return Ok(None) };
     let db = bias.then(|| on(&[s.o], dy.dtype())).transpose()?;

@@ -428,14 +428,17 @@ pub(super) fn backward_weight(x: &Array, convs: &[(&Array, &ConvShape)]) -> Resu
         _ => return Ok(None),
     };
     let add_up = |((_, s), sums): (&(&Array, &ConvShape), &Array)| {
-        let dw = Array::uninit(&[s.o, s.c / groups, s.kernel[0], s.kernel[1]], dtype, Layout::RowMajor, &x.context())?;
+        let dw = Array::uninit(&[s.o, s.c / groups, s.kernel[0], s.kernel[1]], dtype, x.layout(), &x.context())?;
+        // The parts are channels-last already: a tap of as many channels as there are numbers.
+        let (taps, channels) = (s.kernel[0] * s.kernel[1], s.c / groups);
+        let [taps, channels] = if x.layout() == Layout::RowMajor { [taps, channels] } else { [1, taps * channels] };
         Launch::new(&dw, "sum_filter_parts.cu", "sum_filter_parts", &[("scalar_t", dtype.into())])?
             .array(&dw)
             .array(sums)
             .value(dw.len() as i64)
             .value(parts as i32)
-            .value((s.kernel[0] * s.kernel[1]) as i32)
-            .value((s.c / groups) as i32)
+            .value(taps as i32)
+            .value(channels as i32)
             .run_1d(dw.len())?;
         Ok(dw)
     };
