@@ -10,7 +10,7 @@ use crate::{
     check::{cast, difference, parity_within, random},
     cpu,
     ops::mma_tests::{BRAIN, EXACT, HALF, Math, TF32, gpu},
-    precision,
+    precision::{self, Precision},
 };
 
 thread_local! {
