@@ -204,9 +204,10 @@ fn an_op_may_add_to_what_has_arrived() -> Result<()> {
         let y = autograd::record(|| {
             let h = x.affine(1.0, 0.0)?;
             let sum = || apply1(Sum { none, seen: seen.clone() }, &[&h, &h][..inputs]);
-            let (early, square) = (if first { Some(sum()?) } else { None }, h.square()?);
+            let early = if first { Some(sum()?) } else { None };
+            let others = (&h.square()? + &h)?;
             let sum = early.map_or_else(sum, Ok)?;
-            &sum + &(&square + &h)?
+            &sum + &others
         })?;
         for _ in 0..2 {
             seen.store(0, Ordering::Relaxed);
