@@ -208,7 +208,7 @@ fn batch_norm_says_what_is_wrong() -> Result<()> {
         message(Tensor::ones(&[2, 3], &ctx)?.batch_norm(&p, &p, f64::NAN), "eps is NaN");
         message(labels(&[0; 6], &[2, 3], &ctx).batch_norm(&p, &p, 1e-5), "batch_norm: i64");
         let doubles = Tensor::new(Array::full(&[3], 1.0, DType::F64, &ctx)?);
-        message(Tensor::ones(&[2, 3], &ctx)?.batch_norm(&doubles, &doubles, 1e-5), "batch_norm: f64");
+        message(Tensor::ones(&[2, 3], &ctx)?.batch_norm(&doubles, &doubles, 1e-5), "batch_norm: operands are f32 and f64");
         assert_eq!(Tensor::ones(&[0, 3], &ctx)?.batch_norm_inference(&p, &p, &p, &p, 0.1)?.shape(), [0, 3]);
     }
     Ok(())

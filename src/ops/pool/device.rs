@@ -149,7 +149,9 @@ mod tests {
             i32::MAX as u32,
         ]);
         for d in all {
-            let near = (0..40).flat_map(|k| [k, k * d, (k * d).wrapping_sub(1), (k * d).wrapping_add(1), i32::MAX as u32 - k]);
+            let near = (0..40).flat_map(|k| {
+                [k, k.wrapping_mul(d), k.wrapping_mul(d).wrapping_sub(1), k.wrapping_mul(d).wrapping_add(1), i32::MAX as u32 - k]
+            });
             for n in near.map(|n: u32| n & 0x7fff_ffff) {
                 assert_eq!(over(n, Divisor::new(d)), n / d, "{n} / {d}");
             }
