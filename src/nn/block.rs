@@ -104,11 +104,10 @@ pub trait Block: Forward + Structure + Send + Sync {
     ///
     /// Batch-norm's parameters and running statistics stay f32 beside bf16 and f16. Inputs are the caller's to cast (a loader has
     /// [`dtype`](crate::data::DataLoader::dtype)), and every layer passes its input's dtype on; another one is an error that names the
-    /// layer and both dtypes. Losses are f32. First values are drawn in f32 and
-    /// rounded, so that nets of all dtypes start alike. Products and sums accumulate in f32, and optimizers keep a copy of each 16-bit
-    /// parameter in f32, which is what they update (Micikevicius et al. 2018). f16 has a small range:
-    /// [`Trainer::loss_scale`](crate::Trainer::loss_scale) keeps gradients inside of it. A trainer of this net goes on with the new
-    /// parameters.
+    /// layer and both dtypes. First values are drawn in f32 and rounded, so that nets of all dtypes start alike. Losses are f32,
+    /// products and sums accumulate in f32, and optimizers keep a copy of each 16-bit parameter in f32, which is what they update
+    /// (Micikevicius et al. 2018). f16 has a small range: [`Trainer::loss_scale`](crate::Trainer::loss_scale) keeps gradients inside of
+    /// it. A trainer of this net goes on with the new parameters.
     ///
     /// ```
     /// use hadal::{DType, Tensor, Trainer, autograd, cpu, init, loss::SoftmaxCrossEntropy, models, nn::Block, optim::Sgd};
