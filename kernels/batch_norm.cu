@@ -1,7 +1,8 @@
 // Batch normalization over (N, C, inner): y = γ (x - μ) / sqrt(σ² + ε) + β, one mean and variance per channel; or ReLU of that, or
 // of that plus a residual r, whose backward pass takes dy behind the mask y > 0.
 // `Plane` describes both memory orders: row-major has the channel's elements in N runs of `inner`, channels-last every C-th.
-// Statistics are taken in two passes over chunks that stay in the cache and merged by Chan's formula, always in the same order.
+// Statistics are taken in two passes over chunks that stay in the cache, or by the convolution that stores x (spread.cuh), and merged
+// by Chan's formula, always in the same order.
 // variants: scalar_t=float,f16,bf16; param_t=float,f16,bf16; stat_t=float,f16,bf16
 // variants: scalar_t=double; param_t=double; stat_t=double
 #include "pack.cuh"
@@ -69,7 +70,7 @@ __device__ __forceinline__ bool first_of_channel(const Walk& w, const Plane& p) 
   return p.inner == 1 ? threadIdx.x < 32 && w.channel < p.channels : threadIdx.x == 0;
 }
 
-// partial (splits, 2, C): the mean of each chunk and the sum of squares around it.
+// partial (splits, 2, C): the mean of each chunk and the sum of squares around it; behind them the chunks' elements, (splits).
 extern "C" __global__ void chunk_moments(acc_t* __restrict__ partial, const scalar_t* __restrict__ x, Plane p) {
   __shared__ acc_t scratch[256];
   Walk w = walk(p);
@@ -87,6 +88,7 @@ extern "C" __global__ void chunk_moments(acc_t* __restrict__ partial, const scal
   if (first_of_channel(w, p)) {
     partial[w.split * 2 * p.channels + w.channel] = mean + d1;
     partial[(w.split * 2 + 1) * p.channels + w.channel] = d2 > 0 || d2 != d2 ? d2 : (acc_t)0;
+    if (w.channel == 0) partial[p.splits * 2 * p.channels + w.split] = n;
   }
 }
 
@@ -161,38 +163,53 @@ extern "C" __global__ void column_moments(acc_t* __restrict__ partial, const sca
   }
   put_columns(partial, c, p, 0, mean);
   put_columns(partial, c, p, 1, d2);
+  if (threadIdx.x == 0 && c.channel == 0) partial[p.splits * 2 * p.channels + c.split] = n;
 }
 
-// Chunks a and b merge to mean a + δ n_b / n, squares M_a + M_b + δ² n_a n_b / n with δ = mean b - mean a (Chan et al. 1983).
-struct Moments {
-  acc_t n, mean, squares;
-};
+// The kernels that put chunks together have 8 neighbouring channels in a block, of which 128 threads each take every 128th chunk.
+#define TOGETHER 8
+#define TAKERS 128
 
-__device__ __forceinline__ void merge(Moments& a, const Moments& b) {
-  if (b.n == 0) return;
-  acc_t n = a.n + b.n, delta = b.mean - a.mean, share = b.n / n;
-  a.squares += b.squares + delta * delta * a.n * share;
-  a.mean += delta * share;
-  a.n = n;
-}
-
-// mean, var (C): a block has 32 channels, 8 threads each, which take every 8th chunk; then the first one merges the eight.
-extern "C" __global__ void merge_moments(acc_t* __restrict__ mean, acc_t* __restrict__ var, const acc_t* __restrict__ partial, Plane p) {
-  __shared__ acc_t scratch[3][256];
-  i64 c = (i64)blockIdx.x * 32 + (threadIdx.x & 31);
-  Moments all = {0, 0, 0};
-  for (i64 s = threadIdx.x >> 5; s < p.splits && c < p.channels; s += 8) {
-    i64 stop = (s + 1) * p.chunk < p.count ? (s + 1) * p.chunk : p.count;
-    merge(all, {(acc_t)(stop - s * p.chunk), partial[s * 2 * p.channels + c], partial[(s * 2 + 1) * p.channels + c]});
-  }
-  scratch[0][threadIdx.x] = all.n;
-  scratch[1][threadIdx.x] = all.mean;
-  scratch[2][threadIdx.x] = all.squares;
+// Sum over the takers of a channel, in each of them; `scratch` holds 256 values.
+__device__ __forceinline__ acc_t takers_sum(acc_t v, acc_t* scratch) {
+  v += __shfl_xor_sync(0xffffffffu, v, 8);
+  v += __shfl_xor_sync(0xffffffffu, v, 16);
   __syncthreads();
-  if (threadIdx.x >= 32 || c >= p.channels) return;
-  for (int k = threadIdx.x + 32; k < 256; k += 32) merge(all, {scratch[0][k], scratch[1][k], scratch[2][k]});
-  mean[c] = all.mean;
-  var[c] = all.squares / all.n;
+  if (threadIdx.x % 32 < TOGETHER) scratch[threadIdx.x / 32 * TOGETHER + threadIdx.x % 32] = v;
+  __syncthreads();
+  v = 0;
+#pragma unroll 8
+  for (int warp = 0; warp < TAKERS * TOGETHER / 32; ++warp) v += scratch[warp * TOGETHER + threadIdx.x % TOGETHER];
+  return v;
+}
+
+// mean, var (C) from the chunks of chunk_moments, column_moments or a convolution (spread.cuh). With m elements in all, chunks of m_i
+// have the mean μ = Σ m_i μ_i / m and the squares Σ (M_i + m_i (μ_i - μ)²): Chan et al. (1983), all at once.
+extern "C" __global__ void __launch_bounds__(TAKERS * TOGETHER)
+    merge_moments(acc_t* __restrict__ mean, acc_t* __restrict__ var, const acc_t* __restrict__ partial, i64 splits, i64 channels) {
+  __shared__ acc_t scratch[256];
+  const i64 c = (i64)blockIdx.x * TOGETHER + threadIdx.x % TOGETHER, end = c < channels ? splits : 0;
+  const acc_t *means = partial + c, *squares = means + channels, *counts = partial + splits * 2 * channels;
+  acc_t m = 0, mu = 0, off = 0, sum = 0;
+#pragma unroll 4
+  for (i64 s = threadIdx.x / TOGETHER; s < end; s += TAKERS) {
+    m += counts[s];
+    mu += counts[s] * means[s * 2 * channels];
+  }
+  m = takers_sum(m, scratch);
+  mu = takers_sum(mu, scratch) / m;
+#pragma unroll 4
+  for (i64 s = threadIdx.x / TOGETHER; s < end; s += TAKERS) {
+    acc_t d = means[s * 2 * channels] - mu;
+    off += counts[s] * d;
+    sum += squares[s * 2 * channels] + counts[s] * d * d;
+  }
+  // The mean was rounded; the sum of differences from it tells by how much.
+  off = takers_sum(off, scratch) / m;
+  sum = takers_sum(sum, scratch) / m - off * off;
+  if (threadIdx.x >= TOGETHER || c >= channels) return;
+  mean[c] = mu + off;
+  var[c] = sum > 0 || sum != sum ? sum : (acc_t)0;
 }
 
 // Where the element at memory offset i is: its channel, and its place in the channel's run. Offsets below 2^31 are divided in 32 bits.
@@ -324,25 +341,21 @@ extern "C" __global__ void column_products(acc_t* __restrict__ partial, const sc
 // From S1 = sum dy and S2 = sum dy (x - μ): dβ = S1, dγ = S2 / sqrt(σ² + ε), and the coefficients (3, C) of
 // dx = a dy + b (x - μ) + c. In training a = γ/σ, b = -a S2 / (m σ²) + 2 dvar / m, c = -a S1 / m + dmean / m (σ² with ε);
 // with given statistics b = c = 0, and dmean = -a S1, dvar = -a S2 / (2 σ²) are results.
-extern "C" __global__ void merge_products(acc_t* __restrict__ coefficients, param_t* __restrict__ dgamma, param_t* __restrict__ dbeta,
-                                          stat_t* __restrict__ dmean, stat_t* __restrict__ dvar, const acc_t* __restrict__ partial,
-                                          const param_t* __restrict__ gamma, const stat_t* __restrict__ var, double eps,
-                                          int training, Plane p) {
-  __shared__ acc_t scratch[2][256];
-  i64 c = (i64)blockIdx.x * 32 + (threadIdx.x & 31);
+extern "C" __global__ void __launch_bounds__(TAKERS * TOGETHER)
+    merge_products(acc_t* __restrict__ coefficients, param_t* __restrict__ dgamma, param_t* __restrict__ dbeta,
+                   stat_t* __restrict__ dmean, stat_t* __restrict__ dvar, const acc_t* __restrict__ partial,
+                   const param_t* __restrict__ gamma, const stat_t* __restrict__ var, double eps, int training, Plane p) {
+  __shared__ acc_t scratch[256];
+  const i64 c = (i64)blockIdx.x * TOGETHER + threadIdx.x % TOGETHER, end = c < p.channels ? p.splits : 0;
   acc_t s1 = 0, s2 = 0, m = (acc_t)p.count;
-  for (i64 s = threadIdx.x >> 5; s < p.splits && c < p.channels; s += 8) {
+#pragma unroll 4
+  for (i64 s = threadIdx.x / TOGETHER; s < end; s += TAKERS) {
     s1 += partial[s * 2 * p.channels + c];
     s2 += partial[(s * 2 + 1) * p.channels + c];
   }
-  scratch[0][threadIdx.x] = s1;
-  scratch[1][threadIdx.x] = s2;
-  __syncthreads();
-  if (threadIdx.x >= 32 || c >= p.channels) return;
-  for (int k = threadIdx.x + 32; k < 256; k += 32) {
-    s1 += scratch[0][k];
-    s2 += scratch[1][k];
-  }
+  s1 = takers_sum(s1, scratch);
+  s2 = takers_sum(s2, scratch);
+  if (threadIdx.x >= TOGETHER || c >= p.channels) return;
   acc_t total = (acc_t)load(var + c) + (acc_t)eps, inv = 1 / sqrt_(total), a = (acc_t)load(gamma + c) * inv;
   store(dbeta + c, s1);
   store(dgamma + c, (acc_t)(s2 * inv));
