@@ -26,7 +26,8 @@ impl Plane {
             None if s.inner == 1 => (256, 256),
             None => (4096, 128),
         };
-        let chunk = s.count().div_ceil(most).max(least);
+        // Whole packs, where runs are.
+        let chunk = s.count().div_ceil(most).max(least).next_multiple_of(pack(x));
         let as_i64 = |v: usize| v as i64;
         Plane {
             channels: as_i64(s.c),
