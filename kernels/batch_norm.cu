@@ -1,85 +1,33 @@
 // Batch normalization over (N, C, inner): y = γ (x - μ) / sqrt(σ² + ε) + β, one mean and variance per channel; or ReLU of that, or
 // of that plus a residual r, whose backward pass takes dy behind the mask y > 0.
 // `Plane` describes both memory orders: row-major has the channel's elements in N runs of `inner`, channels-last every C-th.
-// Statistics are taken in two passes over chunks that stay in the cache and merged by Chan's formula, always in the same order.
+// Statistics are taken in two passes over chunks that stay in the cache, or by the convolution that stores x (spread.cuh), and merged
+// by Chan's formula, always in the same order.
 // variants: scalar_t=float,f16,bf16; param_t=float,f16,bf16; stat_t=float,f16,bf16
 // variants: scalar_t=double; param_t=double; stat_t=double
-#include "pack.cuh"
+#include "plane.cuh"
 
 __device__ __forceinline__ float sqrt_(float x) { return sqrtf(x); }
 __device__ __forceinline__ double sqrt_(double x) { return sqrt(x); }
 
-struct Plane {
-  i64 channels;
-  i64 inner;   // contiguous elements of one channel; 1 in channels-last memory
-  i64 count;   // elements of a channel
-  i64 chunk;   // elements of a channel that one block takes
-  i64 splits;  // chunks of a channel
-};
-
-// Which elements of which channel a thread visits. With inner == 1 a block has 32 neighbouring channels, 8 threads each, so that
-// loads coalesce; else a block has one channel.
-struct Walk {
-  i64 channel, split, at, end, offset;
-  i64 run, step_runs, step_rest, position;
-  int step;
-};
-
-__device__ __forceinline__ Walk walk(const Plane& p) {
-  Walk w;
-  bool together = p.inner == 1;
-  i64 groups = together ? (p.channels + 31) / 32 : p.channels, group = (i64)blockIdx.x % groups;
-  w.split = (i64)blockIdx.x / groups;
-  w.channel = together ? group * 32 + (threadIdx.x & 31) : group;
-  w.step = together ? 8 : 256;
-  w.at = w.split * p.chunk + (together ? threadIdx.x >> 5 : threadIdx.x);
-  w.end = (w.split + 1) * p.chunk < p.count ? (w.split + 1) * p.chunk : p.count;
-  if (w.channel >= p.channels) w.at = w.end;
-  w.run = w.at / p.inner;
-  w.position = w.at % p.inner;
-  w.step_runs = w.step / p.inner;
-  w.step_rest = w.step % p.inner;
-  return w;
-}
-
-__device__ __forceinline__ bool inside(const Walk& w) { return w.at < w.end; }
-__device__ __forceinline__ i64 place(const Walk& w, const Plane& p) { return (w.run * p.channels + w.channel) * p.inner + w.position; }
-__device__ __forceinline__ void advance(Walk& w, const Plane& p) {
-  w.at += w.step;
-  w.run += w.step_runs;
-  w.position += w.step_rest;
-  if (w.position >= p.inner) {
-    w.position -= p.inner;
-    w.run += 1;
-  }
-}
-
-// Sum over the threads of a channel, in each of them; `scratch` holds 256 values.
-__device__ __forceinline__ acc_t channel_sum(acc_t v, const Plane& p, acc_t* scratch) {
-  if (p.inner != 1) return block_sum(v, scratch);
-  __syncthreads();
-  scratch[threadIdx.x] = v;
-  __syncthreads();
-  acc_t sum = 0;
-  for (int k = 0; k < 8; ++k) sum += scratch[k * 32 + (threadIdx.x & 31)];
-  return sum;
-}
-
-__device__ __forceinline__ bool first_of_channel(const Walk& w, const Plane& p) {
-  return p.inner == 1 ? threadIdx.x < 32 && w.channel < p.channels : threadIdx.x == 0;
-}
-
-// partial (splits, 2, C): the mean of each chunk and the sum of squares around it.
-extern "C" __global__ void chunk_moments(acc_t* __restrict__ partial, const scalar_t* __restrict__ x, Plane p) {
-  __shared__ acc_t scratch[256];
+template <int N>
+__device__ __forceinline__ void moments(acc_t* __restrict__ partial, const scalar_t* __restrict__ x, const Plane& p, acc_t* scratch) {
   Walk w = walk(p);
-  acc_t n = (acc_t)(w.end - w.split * p.chunk), sum = 0, d1 = 0, d2 = 0;
-  for (Walk i = w; inside(i); advance(i, p)) sum += load(x + place(i, p));
+  acc_t n = (acc_t)((w.end - w.split * p.chunk) * N), sum = 0, d1 = 0, d2 = 0, v[N];
+  for (Walk i = w; inside(i); advance(i, p)) {
+    fetch(v, x + place(i, p) * N);
+#pragma unroll
+    for (int k = 0; k < N; ++k) sum += v[k];
+  }
   acc_t mean = channel_sum(sum, p, scratch) / n;
   for (Walk i = w; inside(i); advance(i, p)) {
-    acc_t d = load(x + place(i, p)) - mean;
-    d1 += d;
-    d2 += d * d;
+    fetch(v, x + place(i, p) * N);
+#pragma unroll
+    for (int k = 0; k < N; ++k) {
+      acc_t d = v[k] - mean;
+      d1 += d;
+      d2 += d * d;
+    }
   }
   // The mean was rounded; the sum of differences from it tells by how much.
   d1 = channel_sum(d1, p, scratch) / n;
@@ -87,47 +35,15 @@ extern "C" __global__ void chunk_moments(acc_t* __restrict__ partial, const scal
   if (first_of_channel(w, p)) {
     partial[w.split * 2 * p.channels + w.channel] = mean + d1;
     partial[(w.split * 2 + 1) * p.channels + w.channel] = d2 > 0 || d2 != d2 ? d2 : (acc_t)0;
+    if (w.channel == 0) partial[p.splits * 2 * p.channels + w.split] = n;
   }
 }
 
-// The same for channels-last memory whose channels come in whole packs: a block has 8 neighbouring packs of channels, 32 threads each.
-struct Columns {
-  i64 channel, at, end;  // the thread's first channel; its first pixel, and the chunk's end
-  i64 split, count;
-};
-
-__device__ __forceinline__ Columns columns(const Plane& p) {
-  i64 groups = (p.channels + 8 * PACK - 1) / (8 * PACK);
-  Columns c;
-  c.split = (i64)blockIdx.x / groups;
-  c.channel = ((i64)blockIdx.x % groups * 8 + (threadIdx.x & 7)) * PACK;
-  i64 start = c.split * p.chunk;
-  c.end = start + p.chunk < p.count ? start + p.chunk : p.count;
-  c.count = c.end - start;
-  c.at = c.channel < p.channels ? start + (threadIdx.x >> 3) : c.end;
-  return c;
-}
-
-// Sums over the 32 threads of each channel, in each of them; `scratch` holds 64 packs.
-__device__ __forceinline__ void column_sums(acc_t (&v)[PACK], acc_t* scratch) {
-  __syncthreads();
-#pragma unroll
-  for (int k = 0; k < PACK; ++k) {
-    v[k] += __shfl_xor_sync(0xffffffffu, v[k], 8);
-    v[k] += __shfl_xor_sync(0xffffffffu, v[k], 16);
-    if ((threadIdx.x & 31) < 8) scratch[((threadIdx.x >> 5) * PACK + k) * 8 + (threadIdx.x & 7)] = v[k];
-  }
-  __syncthreads();
-#pragma unroll
-  for (int k = 0; k < PACK; ++k) {
-    v[k] = 0;
-    for (int warp = 0; warp < 8; ++warp) v[k] += scratch[(warp * PACK + k) * 8 + (threadIdx.x & 7)];
-  }
-}
-
-__device__ __forceinline__ void put_columns(acc_t* partial, const Columns& c, const Plane& p, int which, const acc_t (&v)[PACK]) {
-  if (threadIdx.x >= 8 || c.channel >= p.channels) return;
-  for (int k = 0; k < PACK; ++k) partial[(c.split * 2 + which) * p.channels + c.channel + k] = v[k];
+// partial (splits, 2, C): the mean of each chunk and the sum of squares around it; behind them the chunks' elements, (splits).
+extern "C" __global__ void chunk_moments(acc_t* __restrict__ partial, const scalar_t* __restrict__ x, Plane p) {
+  __shared__ acc_t scratch[256];
+  if (in_packs(p)) moments<PACK>(partial, x, counted_in<PACK>(p), scratch);
+  else moments<1>(partial, x, p, scratch);
 }
 
 extern "C" __global__ void column_moments(acc_t* __restrict__ partial, const scalar_t* __restrict__ x, Plane p) {
@@ -161,38 +77,53 @@ extern "C" __global__ void column_moments(acc_t* __restrict__ partial, const sca
   }
   put_columns(partial, c, p, 0, mean);
   put_columns(partial, c, p, 1, d2);
+  if (threadIdx.x == 0 && c.channel == 0) partial[p.splits * 2 * p.channels + c.split] = n;
 }
 
-// Chunks a and b merge to mean a + δ n_b / n, squares M_a + M_b + δ² n_a n_b / n with δ = mean b - mean a (Chan et al. 1983).
-struct Moments {
-  acc_t n, mean, squares;
-};
+// The kernels that put chunks together have 8 neighbouring channels in a block, of which 128 threads each take every 128th chunk.
+#define TOGETHER 8
+#define TAKERS 128
 
-__device__ __forceinline__ void merge(Moments& a, const Moments& b) {
-  if (b.n == 0) return;
-  acc_t n = a.n + b.n, delta = b.mean - a.mean, share = b.n / n;
-  a.squares += b.squares + delta * delta * a.n * share;
-  a.mean += delta * share;
-  a.n = n;
-}
-
-// mean, var (C): a block has 32 channels, 8 threads each, which take every 8th chunk; then the first one merges the eight.
-extern "C" __global__ void merge_moments(acc_t* __restrict__ mean, acc_t* __restrict__ var, const acc_t* __restrict__ partial, Plane p) {
-  __shared__ acc_t scratch[3][256];
-  i64 c = (i64)blockIdx.x * 32 + (threadIdx.x & 31);
-  Moments all = {0, 0, 0};
-  for (i64 s = threadIdx.x >> 5; s < p.splits && c < p.channels; s += 8) {
-    i64 stop = (s + 1) * p.chunk < p.count ? (s + 1) * p.chunk : p.count;
-    merge(all, {(acc_t)(stop - s * p.chunk), partial[s * 2 * p.channels + c], partial[(s * 2 + 1) * p.channels + c]});
-  }
-  scratch[0][threadIdx.x] = all.n;
-  scratch[1][threadIdx.x] = all.mean;
-  scratch[2][threadIdx.x] = all.squares;
+// Sum over the takers of a channel, in each of them; `scratch` holds 256 values.
+__device__ __forceinline__ acc_t takers_sum(acc_t v, acc_t* scratch) {
+  v += __shfl_xor_sync(0xffffffffu, v, 8);
+  v += __shfl_xor_sync(0xffffffffu, v, 16);
   __syncthreads();
-  if (threadIdx.x >= 32 || c >= p.channels) return;
-  for (int k = threadIdx.x + 32; k < 256; k += 32) merge(all, {scratch[0][k], scratch[1][k], scratch[2][k]});
-  mean[c] = all.mean;
-  var[c] = all.squares / all.n;
+  if (threadIdx.x % 32 < TOGETHER) scratch[threadIdx.x / 32 * TOGETHER + threadIdx.x % 32] = v;
+  __syncthreads();
+  v = 0;
+#pragma unroll 8
+  for (int warp = 0; warp < TAKERS * TOGETHER / 32; ++warp) v += scratch[warp * TOGETHER + threadIdx.x % TOGETHER];
+  return v;
+}
+
+// mean, var (C) from the chunks of chunk_moments, column_moments or a convolution (spread.cuh). With m elements in all, chunks of m_i
+// have the mean μ = Σ m_i μ_i / m and the squares Σ (M_i + m_i (μ_i - μ)²): Chan et al. (1983), all at once.
+extern "C" __global__ void __launch_bounds__(TAKERS * TOGETHER)
+    merge_moments(acc_t* __restrict__ mean, acc_t* __restrict__ var, const acc_t* __restrict__ partial, i64 splits, i64 channels) {
+  __shared__ acc_t scratch[256];
+  const i64 c = (i64)blockIdx.x * TOGETHER + threadIdx.x % TOGETHER, end = c < channels ? splits : 0;
+  const acc_t *means = partial + c, *squares = means + channels, *counts = partial + splits * 2 * channels;
+  acc_t m = 0, mu = 0, off = 0, sum = 0;
+#pragma unroll 4
+  for (i64 s = threadIdx.x / TOGETHER; s < end; s += TAKERS) {
+    m += counts[s];
+    mu += counts[s] * means[s * 2 * channels];
+  }
+  m = takers_sum(m, scratch);
+  mu = takers_sum(mu, scratch) / m;
+#pragma unroll 4
+  for (i64 s = threadIdx.x / TOGETHER; s < end; s += TAKERS) {
+    acc_t d = means[s * 2 * channels] - mu;
+    off += counts[s] * d;
+    sum += squares[s * 2 * channels] + counts[s] * d * d;
+  }
+  // The mean was rounded; the sum of differences from it tells by how much.
+  off = takers_sum(off, scratch) / m;
+  sum = takers_sum(sum, scratch) / m - off * off;
+  if (threadIdx.x >= TOGETHER || c >= channels) return;
+  mean[c] = mu + off;
+  var[c] = sum > 0 || sum != sum ? sum : (acc_t)0;
 }
 
 // Where the element at memory offset i is: its channel, and its place in the channel's run. Offsets below 2^31 are divided in 32 bits.
@@ -264,17 +195,36 @@ extern "C" __global__ void normalize(scalar_t* __restrict__ y, const scalar_t* _
 }
 
 // dy behind ReLU's mask: 0 where the output y was not positive; y is null without ReLU.
-__device__ __forceinline__ acc_t masked(const scalar_t* dy, const scalar_t* y, i64 i) {
-  return y && !(load(y + i) > 0) ? (acc_t)0 : (acc_t)load(dy + i);
+template <int N> __device__ __forceinline__ void fetch_masked(acc_t (&g)[N], const scalar_t* dy, const scalar_t* y, i64 i) {
+  fetch(g, dy + i);
+  if (y) {
+    acc_t out[N];
+    fetch(out, y + i);
+#pragma unroll
+    for (int k = 0; k < N; ++k) g[k] = out[k] > 0 ? g[k] : (acc_t)0;
+  }
 }
 
-__device__ __forceinline__ void masked_pack(acc_t (&g)[PACK], const scalar_t* dy, const scalar_t* y, i64 i) {
-  load_pack(g, dy + i);
-  if (y) {
-    acc_t out[PACK];
-    load_pack(out, y + i);
+template <int N>
+__device__ __forceinline__ void products(acc_t* __restrict__ partial, const scalar_t* __restrict__ x, const scalar_t* __restrict__ dy,
+                                         const scalar_t* __restrict__ y, const stat_t* __restrict__ mean, const Plane& p,
+                                         acc_t* scratch) {
+  Walk w = walk(p);
+  acc_t mu = w.channel < p.channels ? (acc_t)load(mean + w.channel) : (acc_t)0, s1 = 0, s2 = 0, v[N], g[N];
+  for (Walk i = w; inside(i); advance(i, p)) {
+    fetch(v, x + place(i, p) * N);
+    fetch_masked(g, dy, y, place(i, p) * N);
 #pragma unroll
-    for (int k = 0; k < PACK; ++k) g[k] = out[k] > 0 ? g[k] : (acc_t)0;
+    for (int k = 0; k < N; ++k) {
+      s1 += g[k];
+      s2 += g[k] * (v[k] - mu);
+    }
+  }
+  s1 = channel_sum(s1, p, scratch);
+  s2 = channel_sum(s2, p, scratch);
+  if (first_of_channel(w, p)) {
+    partial[w.split * 2 * p.channels + w.channel] = s1;
+    partial[(w.split * 2 + 1) * p.channels + w.channel] = s2;
   }
 }
 
@@ -283,19 +233,8 @@ extern "C" __global__ void chunk_products(acc_t* __restrict__ partial, const sca
                                           const scalar_t* __restrict__ dy, const scalar_t* __restrict__ y,
                                           const stat_t* __restrict__ mean, Plane p) {
   __shared__ acc_t scratch[256];
-  Walk w = walk(p);
-  acc_t mu = w.channel < p.channels ? (acc_t)load(mean + w.channel) : (acc_t)0, s1 = 0, s2 = 0;
-  for (Walk i = w; inside(i); advance(i, p)) {
-    acc_t g = masked(dy, y, place(i, p));
-    s1 += g;
-    s2 += g * (load(x + place(i, p)) - mu);
-  }
-  s1 = channel_sum(s1, p, scratch);
-  s2 = channel_sum(s2, p, scratch);
-  if (first_of_channel(w, p)) {
-    partial[w.split * 2 * p.channels + w.channel] = s1;
-    partial[(w.split * 2 + 1) * p.channels + w.channel] = s2;
-  }
+  if (in_packs(p)) products<PACK>(partial, x, dy, y, mean, counted_in<PACK>(p), scratch);
+  else products<1>(partial, x, dy, y, mean, p, scratch);
 }
 
 extern "C" __global__ void column_products(acc_t* __restrict__ partial, const scalar_t* __restrict__ x,
@@ -308,7 +247,7 @@ extern "C" __global__ void column_products(acc_t* __restrict__ partial, const sc
   for (int k = 0; k < PACK; ++k) mu[k] = c.channel < p.channels ? (acc_t)load(mean + c.channel + k) : (acc_t)0;
   for (i64 i = c.at; i < c.end; i += 32) {
     load_pack(v, x + i * p.channels + c.channel);
-    masked_pack(g, dy, y, i * p.channels + c.channel);
+    fetch_masked(g, dy, y, i * p.channels + c.channel);
 #pragma unroll
     for (int k = 0; k < PACK; ++k) {
       s1[k] += g[k];
@@ -324,25 +263,21 @@ extern "C" __global__ void column_products(acc_t* __restrict__ partial, const sc
 // From S1 = sum dy and S2 = sum dy (x - μ): dβ = S1, dγ = S2 / sqrt(σ² + ε), and the coefficients (3, C) of
 // dx = a dy + b (x - μ) + c. In training a = γ/σ, b = -a S2 / (m σ²) + 2 dvar / m, c = -a S1 / m + dmean / m (σ² with ε);
 // with given statistics b = c = 0, and dmean = -a S1, dvar = -a S2 / (2 σ²) are results.
-extern "C" __global__ void merge_products(acc_t* __restrict__ coefficients, param_t* __restrict__ dgamma, param_t* __restrict__ dbeta,
-                                          stat_t* __restrict__ dmean, stat_t* __restrict__ dvar, const acc_t* __restrict__ partial,
-                                          const param_t* __restrict__ gamma, const stat_t* __restrict__ var, double eps,
-                                          int training, Plane p) {
-  __shared__ acc_t scratch[2][256];
-  i64 c = (i64)blockIdx.x * 32 + (threadIdx.x & 31);
+extern "C" __global__ void __launch_bounds__(TAKERS * TOGETHER)
+    merge_products(acc_t* __restrict__ coefficients, param_t* __restrict__ dgamma, param_t* __restrict__ dbeta,
+                   stat_t* __restrict__ dmean, stat_t* __restrict__ dvar, const acc_t* __restrict__ partial,
+                   const param_t* __restrict__ gamma, const stat_t* __restrict__ var, double eps, int training, Plane p) {
+  __shared__ acc_t scratch[256];
+  const i64 c = (i64)blockIdx.x * TOGETHER + threadIdx.x % TOGETHER, end = c < p.channels ? p.splits : 0;
   acc_t s1 = 0, s2 = 0, m = (acc_t)p.count;
-  for (i64 s = threadIdx.x >> 5; s < p.splits && c < p.channels; s += 8) {
+#pragma unroll 4
+  for (i64 s = threadIdx.x / TOGETHER; s < end; s += TAKERS) {
     s1 += partial[s * 2 * p.channels + c];
     s2 += partial[(s * 2 + 1) * p.channels + c];
   }
-  scratch[0][threadIdx.x] = s1;
-  scratch[1][threadIdx.x] = s2;
-  __syncthreads();
-  if (threadIdx.x >= 32 || c >= p.channels) return;
-  for (int k = threadIdx.x + 32; k < 256; k += 32) {
-    s1 += scratch[0][k];
-    s2 += scratch[1][k];
-  }
+  s1 = takers_sum(s1, scratch);
+  s2 = takers_sum(s2, scratch);
+  if (threadIdx.x >= TOGETHER || c >= p.channels) return;
   acc_t total = (acc_t)load(var + c) + (acc_t)eps, inv = 1 / sqrt_(total), a = (acc_t)load(gamma + c) * inv;
   store(dbeta + c, s1);
   store(dgamma + c, (acc_t)(s2 * inv));
@@ -374,7 +309,7 @@ extern "C" __global__ void combine(scalar_t* __restrict__ dx, scalar_t* __restri
     i64 i = pack * PACK;
     acc_t v[PACK], g[PACK];
     load_pack(v, x + i);
-    masked_pack(g, dy, y, i);
+    fetch_masked(g, dy, y, i);
     channels_of(i, p, n, before, read);
 #pragma unroll
     for (int k = 0; k < PACK; ++k) v[k] = a[k] * g[k] + (b[k] * (v[k] - mu[k]) + c[k]);
@@ -384,9 +319,10 @@ extern "C" __global__ void combine(scalar_t* __restrict__ dx, scalar_t* __restri
   GRID_STRIDE(rest, n - packs * PACK) {
     i64 i = packs * PACK + rest;
     read(0, spot(i, p, n).channel);
-    acc_t g = masked(dy, y, i);
-    store(dx + i, (acc_t)(a[0] * g + (b[0] * (load(x + i) - mu[0]) + c[0])));
-    if (dr) store(dr + i, g);
+    acc_t g[1];
+    fetch_masked(g, dy, y, i);
+    store(dx + i, (acc_t)(a[0] * g[0] + (b[0] * (load(x + i) - mu[0]) + c[0])));
+    if (dr) store(dr + i, g[0]);
   }
 }
 

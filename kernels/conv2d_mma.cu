@@ -178,7 +178,8 @@ struct Weight {
 // With `parts` not null the sums go there instead, (part, all of `to`), for sum_parts.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     conv2d_mma(scalar_t* __restrict__ to, float* __restrict__ parts, const scalar_t* __restrict__ x_or_dy,
-               const scalar_t* __restrict__ w_or_x, const scalar_t* __restrict__ bias, const __grid_constant__ Conv s) {
+               const scalar_t* __restrict__ w_or_x, const scalar_t* __restrict__ bias, const __grid_constant__ Conv s,
+               const Parts noted) {
   extern __shared__ __align__(128) char shared[];
   const int g = blockIdx.z, cg = s.c / s.groups, og = s.o / s.groups, taps = s.kh * s.kw;
   const int begin = blockIdx.y * s.chunk;
@@ -189,7 +190,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     const int end = end_of(k);
     Sums sum = {};
     mma_product(sum, a, tile.m0, b, tile.n0, begin, end, shared);
-    const Target target = {to, parts ? parts + blockIdx.y * size : parts, bias ? bias + g * og : bias, m, n};
+    const Target target = {to, parts ? parts + blockIdx.y * size : parts, bias ? bias + g * og : bias, m, n,
+                           PASS == 0 ? Part{noted, 0, g * og, s.o} : Part{}};
     put_sums(sum, target, out, tile.m0, tile.n0, (float*)shared,
              [&](int m, int n) { return plain_product(a, m, b, n, begin, end); });
   };

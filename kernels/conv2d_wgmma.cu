@@ -87,13 +87,14 @@ __device__ __forceinline__ void load_pixels(char* to, const TensorMap* map, u64*
 
 #if PASS < 2
 // images (n, h, w, rows), filters by (c, taps, o) and bias (rows) or null of one or two convolutions; pixels read by im2col, a map for
-// each phase.
+// each phase. A part for batch normalization is what a warpgroup stores of a tile; an output has one phase then.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     conv2d_wgmma(const __grid_constant__ TensorMap filters0, const __grid_constant__ TensorMap filters1,
                  const __grid_constant__ TensorMap pixels0, const __grid_constant__ TensorMap pixels1,
                  const __grid_constant__ TensorMap pixels2, const __grid_constant__ TensorMap pixels3,
                  const __grid_constant__ TensorMap pixels4, scalar_t* __restrict__ images0, scalar_t* __restrict__ images1,
-                 const scalar_t* __restrict__ bias0, const scalar_t* __restrict__ bias1, const __grid_constant__ Conv s) {
+                 const scalar_t* __restrict__ bias0, const scalar_t* __restrict__ bias1, const __grid_constant__ Conv s,
+                 const Parts noted0, const Parts noted1) {
   __shared__ Ring<STAGES> ring;
   ring.start();
   Turn<STAGES> turn = {0, 0};
@@ -150,13 +151,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     add_by_row(d, bias ? bias + before : bias, p.m0, rows);
     const int count = s.n * f.down.count * f.across.count;
     const bool dense = f.down.stride == 1 && f.across.stride == 1;
-    put_columns(d, p.m0, p.n0, rows, [&](int pixel) {
+    auto next = [&](int pixel) { return pixel < count ? images + (i64)pixel * all : (scalar_t*)0; };
+    auto image = [&](int pixel) {
       if (pixel >= count) return (scalar_t*)0;
       if (dense) return images + (i64)pixel * all;
       const Place to = place(pixel, f);
       const int y = f.down.start + to.y * f.down.stride, x = f.across.start + to.x * f.across.stride;
       return images + (((i64)to.n * s.h + y) * s.w + x) * all;
-    }, s.adds);
+    };
+    const Part part = {f.of ? noted1 : noted0, p.n0 / TILE_N * ACROSS + (int)threadIdx.x / 128 / DOWN, before, all};
+    // The forward pass, for which alone halves take pass 0, stores pixel after pixel. Two blocks of f32 have no registers for more.
+    enum { HALVES = sizeof(scalar_t) == 2, NOTES = HALVES || RESIDENT == 1 || COLS < 128 };
+    if (PASS == 0 && (HALVES || NOTES && part.all.to)) {
+      put_columns(d, p.m0, p.n0, rows, next, part, false);
+    } else {
+      put_columns(d, p.m0, p.n0, rows, image, Part{}, s.adds);
+    }
   }
 }
 

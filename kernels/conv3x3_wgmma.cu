@@ -40,10 +40,11 @@ __device__ __forceinline__ At at_tile(int tile, const Conv& s) {
   return At{(tile - pixels * s.tiles_m) * TILE_M, (pixels - images * s.tiles_h) * s.height, images * s.count};
 }
 
-// images (n, h, w, rows); filters by (c, taps, o); pixels by (channels, w, n, h); bias (rows) or null.
+// images (n, h, w, rows); filters by (c, taps, o); pixels by (channels, w, n, h); bias (rows) or null. A part for batch
+// normalization is what a warpgroup stores of a tile.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     conv3x3_wgmma(const __grid_constant__ TensorMap filters, const __grid_constant__ TensorMap pixels, scalar_t* __restrict__ images,
-                  const scalar_t* __restrict__ bias, const __grid_constant__ Conv s) {
+                  const scalar_t* __restrict__ bias, const __grid_constant__ Conv s, const Parts noted) {
   enum { HALOS = 2 };
   __shared__ Ring<STAGES> ring;  // of filters
   __shared__ Ring<HALOS> halos;
@@ -119,7 +120,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
       const bool inside = (int)w < s.w && h < s.height && p.h0 + h < s.h && p.n0 + n < s.n;
       return inside ? images + (((i64)(p.n0 + n) * s.h + p.h0 + h) * s.w + w) * s.rows : (scalar_t*)0;
     };
-    put_columns(d, p.m0, 0, s.rows, image, s.adds);
+    const Part part = {noted, tile / s.tiles_m * ACROSS + group / DOWN, 0, s.rows};
+    put_columns(d, p.m0, 0, s.rows, image, PASS == 0 ? part : Part{}, s.adds);
   }
 }
 #else

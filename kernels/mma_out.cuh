@@ -2,6 +2,7 @@
 #pragma once
 #include "activation.cuh"
 #include "mma.cuh"
+#include "spread.cuh"
 
 // A block's tile. Eight rows of tiles at a time, so that blocks that run together share their operands in the L2 cache.
 struct TileAt {
@@ -23,7 +24,29 @@ struct Target {
   float* parts;
   const scalar_t* bias;  // by column, or null
   int m, n;
+  Part part;              // the first one, where columns are written by 16 bytes: TILE_M rows are one
 };
+
+// Adds up the shares of a block's threads, which have CHUNK columns from `at` on of every `lines`-th row, and writes them.
+template <int lines>
+__device__ __forceinline__ void put_spread(const Spread<CHUNK>& own, int at, const Target& t, int m0, int n0, float* shared) {
+  float *sums = shared, *squares = sums + lines * TILE_N, *pivots = squares + lines * TILE_N;
+  const int line = threadIdx.x / (TILE_N / CHUNK);
+  __syncthreads();  // the tile has been read
+#pragma unroll
+  for (int e = 0; e < CHUNK; ++e) {
+    sums[line * TILE_N + at + e] = own.sum[e];
+    squares[line * TILE_N + at + e] = own.squares[e];
+    if (line == 0) pivots[at + e] = own.pivot[e];
+  }
+  __syncthreads();
+  for (int n = threadIdx.x; n < TILE_N && n0 + n < t.n; n += THREADS) {
+    Spread<1> all;
+    all.pivot[0] = pivots[n];
+    for (int l = 0; l < lines; ++l) all.sum[0] += sums[l * TILE_N + n], all.squares[0] += squares[l * TILE_N + n];
+    all.put({t.part.all, m0 / TILE_M, t.part.first, t.part.channels}, t.m - m0 < TILE_M ? t.m - m0 : TILE_M, 0, n0 + n);
+  }
+}
 
 // Stores the block's tile. "out" maps a row and a column to the offset row(m) + col(n); `vector` says that col(n) = n and that columns
 // can be written by 16 bytes, `by_row` that neighbouring rows, not columns, are neighbours in memory. The tile goes through
@@ -59,15 +82,30 @@ __device__ __forceinline__ void put_sums(const Sums& sum, const Target& t, const
     __syncthreads();
   }
   if (out.vector && !t.parts) {
-#pragma unroll 2
-    for (int i = threadIdx.x; i < TILE_M * TILE_N / CHUNK; i += THREADS) {
-      const int m = i / (TILE_N / CHUNK), at = i % (TILE_N / CHUNK) * CHUNK, n = n0 + at;
-      if (m0 + m >= t.m || n >= t.n) continue;
-      alignas(16) scalar_t line[CHUNK];
+    // A thread keeps its columns.
+    enum { ACROSS = TILE_N / CHUNK, LINES = THREADS / ACROSS };
+    const int at = threadIdx.x % ACROSS * CHUNK, n = n0 + at;
+    auto stored = [&](int m, scalar_t* line) {
 #pragma unroll
       for (int e = 0; e < CHUNK; ++e) store(line + e, activated(tile[m * PITCH + at + e] + (t.bias ? load(t.bias + n + e) : 0.f)));
-      *(uint4*)(t.y + out.row(m0 + m) + n) = *(const uint4*)line;
+    };
+    alignas(16) scalar_t line[CHUNK];
+    Spread<CHUNK> spread;
+    if (t.part.all.to && n < t.n) {
+      stored(0, line);
+#pragma unroll
+      for (int e = 0; e < CHUNK; ++e) spread.pivot[e] = load(line + e);
     }
+#pragma unroll 2
+    for (int m = threadIdx.x / ACROSS; m < TILE_M; m += LINES) {
+      if (m0 + m >= t.m || n >= t.n) continue;
+      stored(m, line);
+      *(uint4*)(t.y + out.row(m0 + m) + n) = *(const uint4*)line;
+      if (!t.part.all.to) continue;
+#pragma unroll
+      for (int e = 0; e < CHUNK; ++e) spread.add(e, load(line + e));
+    }
+    if (t.part.all.to) put_spread<LINES>(spread, at, t, m0, n0, tile);
     return;
   }
 #pragma unroll 2

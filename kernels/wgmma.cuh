@@ -19,6 +19,7 @@
 #pragma once
 #include "activation.cuh"
 #include "ptx_hopper.cuh"
+#include "spread.cuh"
 
 typedef unsigned long long u64;
 
@@ -159,15 +160,22 @@ template <class F> __device__ __forceinline__ void each_pair(const float (&d)[CO
   }
 }
 
-template <class T> __device__ __forceinline__ unsigned short half_bits(float v);
-template <> __device__ __forceinline__ unsigned short half_bits<bf16>(float v) { return f32_to_bf16_bits(v); }
-template <> __device__ __forceinline__ unsigned short half_bits<f16>(float v) { return f32_to_f16_bits(v); }
-template <> __device__ __forceinline__ unsigned short half_bits<float>(float) { return 0; }  // has no halves: not called
+template <class T> __device__ __forceinline__ unsigned halves(float low, float high);
+template <> __device__ __forceinline__ unsigned halves<bf16>(float low, float high) { return f32_pair_to_bf16_bits(low, high); }
+template <> __device__ __forceinline__ unsigned halves<f16>(float low, float high) { return f32_pair_to_f16_bits(low, high); }
+template <> __device__ __forceinline__ unsigned halves<float>(float, float) { return 0; }  // has none: not called
+
+// What such a word holds.
+template <class T> __device__ __forceinline__ void low_and_high(float* v, unsigned word) {
+  const T low = {(unsigned short)word}, high = {(unsigned short)(word >> 16)};
+  v[0] = load(&low), v[1] = load(&high);
+}
+template <> __device__ __forceinline__ void low_and_high<float>(float*, unsigned) {}
 
 // The registers that stmatrix takes for 16 columns of the sums.
 __device__ __forceinline__ void fragments(unsigned (&r)[4], const float* d) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) r[i] = half_bits<scalar_t>(activated(d[2 * i])) | (unsigned)half_bits<scalar_t>(activated(d[2 * i + 1])) << 16;
+  for (int i = 0; i < 4; ++i) r[i] = halves<scalar_t>(activated(d[2 * i]), activated(d[2 * i + 1]));
 }
 
 // f(row, column, 16 bytes: eight columns) for all rows of a warp, 16-bit scalar_t.
@@ -188,29 +196,6 @@ template <class F> __device__ __forceinline__ void each_row_chunk(const float (&
     for (int i = 0; i < 2; ++i) {
       const int row = i * 8 + lane / 4, chunk = lane % 4;
       f(m + row, n + c + chunk * 8, *(const uint4*)place(row, chunk));
-    }
-    __syncwarp();
-  }
-}
-
-// f(row, column, 16 bytes: eight rows) for all columns of a warp, 16-bit scalar_t: where rows are what is contiguous in memory.
-template <class F> __device__ __forceinline__ void each_column_chunk(const float (&d)[COLS / 2], int m0, int n0, const F& f) {
-  const int lane = threadIdx.x % 32, m = first_row(m0), n = first_column(n0);
-  char* p = patches() + threadIdx.x / 32 * PATCH;
-  auto place = [&](int column, int half) { return p + column * 32 + ((half ^ column >> 2 & 1) << 4); };
-#pragma unroll
-  for (int c = 0; c < COLS; c += 32) {  // 32 columns of 32 bytes
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      unsigned r[4];
-      fragments(r, d + c / 2 + i * 8);
-      stmatrix_x4_trans(place(i * 16 + lane / 16 * 8 + lane % 8, lane / 8 % 2), r);
-    }
-    __syncwarp();
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int column = i * 16 + lane / 2, half = lane % 2;
-      f(m + half * 8, n + c + column, *(const uint4*)place(column, half));
     }
     __syncwarp();
   }
@@ -238,25 +223,115 @@ __device__ __forceinline__ void put(scalar_t* to, float v, bool adds) {
   }
 }
 
-// Stores columns whose `rows` rows, a multiple of 8, are contiguous from at(column) on; null for none. Halves are added to what is
-// there where `adds` says so: nobody waits for it, since the L2 cache does it.
-template <class At>
-__device__ __forceinline__ void put_columns(const float (&d)[COLS / 2], int m0, int n0, int rows, const At& at, bool adds = false) {
-  if (sizeof(scalar_t) == 4) {
-    each_pair(d, m0, n0, [&](int m, int n, float v, float w) {
-      if (m >= rows) return;
-      if (scalar_t* to = at(n)) put(to + m, v, adds);
-      if (scalar_t* to = at(n + 1)) put(to + m, w, adds);
-    });
+__device__ __forceinline__ void put_8(scalar_t* to, uint4 v, bool adds) {
+  if (adds) {
+    reduce_add(to, v);
   } else {
-    each_column_chunk(d, m0, n0, [&](int m, int n, uint4 eight) {
-      scalar_t* to = at(n);
-      if (!to || m >= rows) return;
-      if (adds) {
-        reduce_add(to + m, eight);
-      } else {
-        *(uint4*)(to + m) = eight;
-      }
-    });
+    *(uint4*)to = v;
   }
+}
+
+// Which of a lane's eight columns of 32, 8j + 2 (lane % 4) + e, is inside of the image: this bit.
+__device__ __forceinline__ constexpr int bit_of(int j, int e) { return j % 2 * 16 + e * 2 + j / 2; }
+
+// Stores 32 columns of a warp's sums from column n on, `rows` rows of each contiguous from at(column) on, or adds them to what is there;
+// v are the values as stored. Gives which of the lane's columns are inside.
+template <class At>
+__device__ __forceinline__ unsigned put_32_columns(float (&v)[16], const float* d, int m, int n, int rows, const At& at, bool adds) {
+  const int lane = threadIdx.x % 32;
+  unsigned inside = 0;
+  if (sizeof(scalar_t) == 4) {
+    m += lane / 4;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        scalar_t* to = at(n + j * 8 + lane % 4 * 2 + e);
+        v[4 * j + e] = d[4 * j + e], v[4 * j + e + 2] = d[4 * j + e + 2];
+        if (!to) continue;
+        if (m < rows) put(to + m, d[4 * j + e], adds);
+        if (m + 8 < rows) put(to + m + 8, d[4 * j + e + 2], adds);
+        inside |= 1u << bit_of(j, e);
+      }
+    }
+    return inside;
+  }
+  // Columns of 32 bytes, of which a lane takes half of two.
+  char* p = patches() + threadIdx.x / 32 * PATCH;
+  auto place = [&](int column, int half) { return p + column * 32 + ((half ^ column >> 2 & 1) << 4); };
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    unsigned r[4];
+    fragments(r, d + i * 8);
+    stmatrix_x4_trans(place(i * 16 + lane / 16 * 8 + lane % 8, lane / 8 % 2), r);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) low_and_high<scalar_t>(v + i * 8 + k * 2, r[k]);
+  }
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int column = i * 16 + lane / 2, half = lane % 2;
+    scalar_t* to = at(n + column);
+    if (to && m + half * 8 < rows) put_8(to + m + half * 8, *(const uint4*)place(column, half), adds);
+    // Both lanes of a column have the same to say.
+    inside |= __ballot_sync(0xffffffffu, to != 0) & (i ? 0xaaaaaaaau : 0x55555555u);
+  }
+  __syncwarp();
+  return inside >> lane % 4 * 4;
+}
+
+// The sums of a warp's 16 rows, of each lane for the rows lane / 4 and lane / 4 + 8.
+struct RowSpread {
+  Spread<2> own;
+  int pixels = 0;
+  bool begun = false;
+
+  // Of 32 columns.
+  __device__ __forceinline__ void take(const float (&v)[16], unsigned inside) {
+    if (!begun) {
+      // The first one inside, of the first of the four lanes that have one.
+      const unsigned lanes = __ballot_sync(0xffffffffu, (inside & 0xf000f) != 0);
+#pragma unroll
+      for (int i = 7; i >= 0; --i)
+        if (inside >> bit_of(i / 2, i % 2) & 1) own.pivot[0] = v[i / 2 * 4 + i % 2], own.pivot[1] = v[i / 2 * 4 + i % 2 + 2];
+      const int from = (threadIdx.x & 28) | (__ffs(lanes) - 1 & 3);
+#pragma unroll
+      for (int e = 0; e < 2; ++e) own.pivot[e] = __shfl_sync(0xffffffffu, own.pivot[e], from);
+      begun = lanes;
+    }
+    pixels += __popc(inside & 0xf000f);
+#pragma unroll
+    for (int i = 0; i < 16; ++i)
+      if (inside >> bit_of(i / 4, i % 2) & 1) own.add(i % 4 / 2, v[i]);
+  }
+  __device__ __forceinline__ void put(const Part& part, int m, int rows) {
+#pragma unroll
+    for (int bit = 1; bit < 4; bit *= 2) {
+      pixels += __shfl_xor_sync(0xffffffffu, pixels, bit);
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        own.sum[e] += __shfl_xor_sync(0xffffffffu, own.sum[e], bit);
+        own.squares[e] += __shfl_xor_sync(0xffffffffu, own.squares[e], bit);
+      }
+    }
+    m += threadIdx.x % 32 / 4;
+#pragma unroll
+    for (int e = 0; e < 2; ++e)
+      if (threadIdx.x % 4 == e && m + e * 8 < rows) own.put(part, pixels, e, m + e * 8);
+  }
+};
+
+// Stores columns whose `rows` rows, a multiple of 8, are contiguous from at(column) on; null for none. What a warpgroup stores is
+// `part`. With `adds` it is added to what is there instead: nobody waits for it, since the L2 cache does it.
+template <class At>
+__device__ __forceinline__ void put_columns(const float (&d)[COLS / 2], int m0, int n0, int rows, const At& at, const Part& part,
+                                            bool adds) {
+  RowSpread spread;
+#pragma unroll
+  for (int c = 0; c < COLS; c += 32) {
+    float v[16];
+    const unsigned inside = put_32_columns(v, d + c / 2, first_row(m0), first_column(n0) + c, rows, at, adds);
+    if (part.all.to) spread.take(v, inside);
+  }
+  if (part.all.to) spread.put(part, first_row(m0), rows);
 }

@@ -429,6 +429,7 @@ impl Array {
                 if Arc::strong_count(b) > 1 {
                     *b = Arc::new(b.duplicate()?);
                 } else {
+                    b.forget();
                     cuda::capture::written(b);
                 }
                 Ok(())

@@ -177,6 +177,11 @@ pub(super) fn stream(device: &Device, blocks: &[&Arc<Block>]) -> Result<sys::CUs
     Ok(arena(device)?.and_then(|_| current(|c| c.stream)).unwrap_or(device.stream.cu_stream()))
 }
 
+/// Whether this thread captures, and the block is not the capture's own.
+pub(super) fn is_outside(block: &Block) -> bool {
+    current(|c| !c.owns(block)).unwrap_or(false)
+}
+
 /// Errs when the block has no values yet, or never will; while capturing, the graph holds it from now on.
 pub(super) fn hold(block: &Arc<Block>) -> Result<()> {
     let inside = current(|c| {

@@ -6,7 +6,7 @@
 use std::{
     cell::Cell,
     collections::BTreeMap,
-    sync::{Arc, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use cudarc::driver::{result, sys};
@@ -17,7 +17,7 @@ use super::{
     capture::{self, Arena},
     device::Device,
 };
-use crate::{Context, Error, Result, context::MemoryStats};
+use crate::{Context, Error, Result, context::MemoryStats, ops::moments::Moments};
 
 /// Free blocks by size, and counters in bytes.
 #[derive(Default)]
@@ -84,6 +84,8 @@ pub struct DeviceBuffer {
     block: Arc<Block>,
     /// Bytes asked for.
     len: usize,
+    /// What is known of the elements, until they are written.
+    note: Mutex<Option<Arc<Moments>>>,
 }
 
 impl std::fmt::Debug for DeviceBuffer {
@@ -101,7 +103,7 @@ impl Device {
             Some(ptr) => ptr,
             None => self.take(size)?,
         };
-        let buffer = DeviceBuffer { block: Arc::new(Block { device: self.clone(), ptr, size, arena }), len: bytes };
+        let buffer = DeviceBuffer::around(Arc::new(Block { device: self.clone(), ptr, size, arena }), bytes);
         if *POISON || POISONED.get() {
             buffer.fill(0xFF)?;
         }
@@ -203,7 +205,25 @@ const NO_DOWNLOAD: &str = "nothing has been computed yet that could be read (ite
 impl DeviceBuffer {
     /// Around a block that is held elsewhere too.
     pub(super) fn around(block: Arc<Block>, len: usize) -> Self {
-        DeviceBuffer { block, len }
+        DeviceBuffer { block, len, note: Mutex::new(None) }
+    }
+
+    /// Notes what the kernel that writes the elements tells of them.
+    pub(crate) fn note(&self, moments: Arc<Moments>) {
+        *self.note.lock().unwrap_or_else(PoisonError::into_inner) = Some(moments);
+    }
+
+    /// What is known of the elements. Nothing for a capture that has not computed them: its graph may be replayed with others.
+    pub(crate) fn noted(&self) -> Option<Arc<Moments>> {
+        if capture::is_outside(&self.block) {
+            return None;
+        }
+        self.note.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The elements are going to be written.
+    pub(crate) fn forget(&self) {
+        *self.note.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// The device's ordinal.
@@ -244,6 +264,7 @@ impl DeviceBuffer {
     }
 
     fn fill(&self, byte: u8) -> Result<()> {
+        self.forget();
         if self.len == 0 {
             return Ok(());
         }
@@ -253,6 +274,7 @@ impl DeviceBuffer {
     /// Copies from host memory of the same length.
     pub(crate) fn write(&self, bytes: &[u8]) -> Result<()> {
         capture::refuse(NO_UPLOAD)?;
+        self.forget();
         if bytes.len() != self.len {
             return Err(Error::invalid("upload", format!("{} bytes for {} on the device", bytes.len(), self.len)));
         }
@@ -286,6 +308,7 @@ impl DeviceBuffer {
         if self.len == 0 || self.ptr() == from.ptr() {
             return Ok(());
         }
+        self.forget();
         let work = Work::Copy { to: self.ptr(), from: from.ptr(), len: self.len };
         self.owner().submit(work, &[&self.block, &from.block])
     }

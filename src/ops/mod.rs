@@ -18,6 +18,9 @@ mod matmul_wgmma;
 mod mma;
 #[cfg(test)]
 mod mma_tests;
+pub(crate) mod moments;
+#[cfg(test)]
+pub(crate) mod moments_tests;
 pub(crate) mod number;
 mod operands;
 mod operators;

@@ -31,6 +31,10 @@ pub fn cases() -> Result<Vec<Case>> {
         all.push(Case::new(op, inputs(&shape)?).both_layouts().rough().slack(3.0));
     }
     all.push(Case::new(op, inputs(&[701, 24])?).rough().slack(3.0));
+    // Runs of whole packs: in one chunk and in several.
+    for shape in [[2, 3, 4, 6], [3, 5, 50, 56], [1, 2, 96, 97]] {
+        all.push(Case::new(op, inputs(&shape)?).rough().slack(3.0));
+    }
 
     let op = BatchNormInference { eps: 1e-3 };
     for shape in [&[4, 3][..], &[2, 3, 4, 5], &[1, 17, 1, 1], &[0, 3, 2, 2], &[3, 2, 5], &[2, 1, 2, 3, 2]] {
@@ -52,7 +56,7 @@ fn fused(all: &mut Vec<Case>) -> Result<()> {
         x[2] = Array::from_vec(far, &shape[1..2], &hadal::cpu())?;
         Ok(x)
     };
-    for shape in [&[4, 3][..], &[3, 5, 2], &[2, 3, 4, 5], &[5, 2, 3, 1], &[2, 16, 3, 3], &[50, 0]] {
+    for shape in [&[4, 3][..], &[3, 5, 2], &[2, 3, 4, 5], &[5, 2, 3, 1], &[2, 16, 3, 3], &[2, 3, 4, 6], &[50, 0]] {
         let (train, predict) = (BatchNormRelu { eps: 1e-5 }, BatchNormInferenceRelu { eps: 1e-3 });
         let x = kink_free(shape)?;
         let statistics = [random(&shape[1..2], 4)?, random_in(&shape[1..2], 5, 0.3, 2.0)?];

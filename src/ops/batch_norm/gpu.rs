@@ -1,7 +1,7 @@
 //! Batch normalization on the GPU: launches of `kernels/batch_norm.cu`.
 
 use super::{Behind, Gradients, Incoming, memory_shape, wide};
-use crate::{Array, DType, Layout, Result, cpu::batch_norm::NormShape, cuda::Launch};
+use crate::{Array, DType, Layout, Result, cpu::batch_norm::NormShape, cuda::Launch, ops::moments::Moments};
 
 /// The `Plane` of `kernels/batch_norm.cu`.
 #[repr(C)]
@@ -26,7 +26,8 @@ impl Plane {
             None if s.inner == 1 => (256, 256),
             None => (4096, 128),
         };
-        let chunk = s.count().div_ceil(most).max(least);
+        // Whole packs, where runs are.
+        let chunk = s.count().div_ceil(most).max(least).next_multiple_of(pack(x));
         let as_i64 = |v: usize| v as i64;
         Plane {
             channels: as_i64(s.c),
@@ -52,15 +53,30 @@ impl Plane {
         launch.run([(groups * self.splits) as u32, 1, 1], [256, 1, 1], 0)
     }
 
-    /// Queues a kernel with a block for 32 channels.
+    /// Queues a kernel with a block for 8 channels.
     fn merge(&self, launch: Launch) -> Result<()> {
-        launch.run([(self.channels as u32).div_ceil(32), 1, 1], [256, 1, 1], 0)
+        launch.run([(self.channels as u32).div_ceil(8), 1, 1], [1024, 1, 1], 0)
     }
 
-    /// Room for two numbers of each chunk of each channel.
+    /// Room for two numbers of each chunk of each channel, and one of each chunk.
     fn partial(&self, x: &Array) -> Result<Array> {
-        let shape = [self.splits as usize, 2, self.channels as usize];
-        Array::uninit(&shape, wide(x.dtype()), Layout::RowMajor, &x.context())
+        let numbers = self.splits as usize * (2 * self.channels as usize + 1);
+        Array::uninit(&[numbers], wide(x.dtype()), Layout::RowMajor, &x.context())
+    }
+
+    /// The moments of chunks of x and how many chunks: those that a convolution has noted, or else those of this plane's.
+    fn moments(&self, x: &Array, param: DType) -> Result<(Array, i64)> {
+        if self.inner == 1
+            && let Some((noted, parts)) = Moments::of(x, self.channels as usize, self.count as usize)?
+        {
+            return Ok((noted, parts as i64));
+        }
+        #[cfg(test)]
+        crate::ops::moments_tests::pass();
+        let (partial, stat) = (self.partial(x)?, wide(x.dtype()));
+        let kernel = if self.columns(x) { "column_moments" } else { "chunk_moments" };
+        self.run(start(kernel, x, param, stat)?.array(&partial).array(x).value(*self), x)?;
+        Ok((partial, self.splits))
     }
 }
 
@@ -78,10 +94,9 @@ fn start(kernel: &'static str, x: &Array, param: DType, stat: DType) -> Result<L
 pub(super) fn forward([x, gamma, beta]: [&Array; 3], behind: Behind, eps: f64, s: &NormShape) -> Result<[Array; 3]> {
     let (p, stat, param) = (Plane::new(x, s), wide(x.dtype()), gamma.dtype());
     let row = || Array::uninit(&[s.c], stat, Layout::RowMajor, &x.context());
-    let (mean, var, partial) = (row()?, row()?, p.partial(x)?);
-    let kernel = if p.columns(x) { "column_moments" } else { "chunk_moments" };
-    p.run(start(kernel, x, param, stat)?.array(&partial).array(x).value(p), x)?;
-    p.merge(start("merge_moments", x, param, stat)?.array(&mean).array(&var).array(&partial).value(p))?;
+    let (mean, var, (partial, splits)) = (row()?, row()?, p.moments(x, param)?);
+    let merge = start("merge_moments", x, param, stat)?.array(&mean).array(&var).array(&partial);
+    p.merge(merge.value(splits).value(p.channels))?;
     let y = normalize(x, [gamma, beta, &mean, &var], behind, eps, s)?;
     Ok([y, mean, var])
 }

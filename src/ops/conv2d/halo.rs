@@ -1,11 +1,14 @@
 //! 3x3 convolutions of stride 1 and padding 1 by wgmma, whose pixels are loaded once for all taps: launches of
 //! `kernels/conv3x3_wgmma.cu`.
 
-use super::wgmma::filters;
+use super::wgmma::{Store, filters};
 use crate::{
     Array, DType, Layout, Result,
     cuda::{Launch, Swizzle, TensorMap},
-    ops::wgmma::{self, BANDWIDTH, SHARED, Tile},
+    ops::{
+        moments::Moments,
+        wgmma::{self, BANDWIDTH, SHARED, Tile},
+    },
 };
 
 /// Tiles with the rows around them that are in shared memory at once: `HALOS` of the kernel.
@@ -108,14 +111,14 @@ impl Halo {
         self.tile.shared(self.stages * self.tile.rows() * 128 + HALOS * self.bytes)
     }
 
-    /// Computes `to` from `images` and the filters for `pass`, all channels-last, or `adds` it to what `to` holds.
+    /// Computes `to` from `images` and the filters for `pass`, all channels-last.
     pub(super) fn run(
         &self,
         to: &Array,
         images: &Array,
         (w, pass): (&Array, usize),
         bias: Option<&Array>,
-        adds: bool,
+        store: Store,
     ) -> Result<()> {
         let ([n, rows, height, width], dtype) = ([0, 1, 2, 3].map(|i| to.shape()[i]), to.dtype());
         let (channels, all) = (images.shape()[1], self.tiles.iter().product::<usize>());
@@ -131,16 +134,19 @@ impl Halo {
             all: int(all),
             halo: int(self.pixels),
             halo_bytes: int(self.bytes),
-            adds: adds.into(),
+            adds: (store == Store::Added).into(),
         };
         let define = self.tile.defines(dtype, self.stages, 1, &[("PASS", pass)]);
-        Launch::new(to, "conv3x3_wgmma.cu", "conv3x3_wgmma", &define)?
+        let moments = store.moments(to, all / self.tiles[0] * self.tile.across)?;
+        let launch = Launch::new(to, "conv3x3_wgmma.cu", "conv3x3_wgmma", &define)?
             .tensor(w, &filters(w, pass, self.tile.rows()))
             .tensor(images, &wgmma::swizzled(boxes(images, self.count, self.height + 2), dtype))
             .array(to)
             .optional(bias)
-            .value(sizes)
-            .run([all.min(self.multiprocessors) as u32, 1, 1], self.tile.threads(), self.shared() as u32)
+            .value(sizes);
+        let grid = [all.min(self.multiprocessors) as u32, 1, 1];
+        Moments::argument(moments.as_ref(), launch).run(grid, self.tile.threads(), self.shared() as u32)?;
+        moments.map_or(Ok(()), |m| m.note(to))
     }
 }
 

@@ -7,7 +7,10 @@ use crate::{
     Array, Layout, Result,
     cpu::conv::ConvShape,
     cuda::{Launch, tune},
-    ops::mma::{self, Div, LIMIT, Plan, Work},
+    ops::{
+        mma::{self, Div, LIMIT, Plan, Work},
+        moments::Moments,
+    },
 };
 
 /// The `Conv` of `conv2d_mma.cu`.
@@ -142,14 +145,22 @@ impl<'a> Job<'a> {
         };
         let sums = plan.sums(to)?;
         let blocks = plan.tiles(self.work.m, self.work.n) * phases;
-        Launch::new(to, "conv2d_mma.cu", "conv2d_mma", &plan.defines(to.dtype(), [("PASS", pass), ("", 0)]))?
+        // Moments are taken where channels are written by 16 bytes.
+        let chunks = plan.parts == 1 && self.work.n.is_multiple_of(16 / to.dtype().size());
+        let moments = match self.pass {
+            Pass::Forward if chunks => Moments::room(to, self.work.m.div_ceil(plan.tile[0]))?,
+            _ => None,
+        };
+        let launch = Launch::new(to, "conv2d_mma.cu", "conv2d_mma", &plan.defines(to.dtype(), [("PASS", pass), ("", 0)]))?
             .array(to)
             .optional(sums.as_ref())
             .array(left)
             .array(right)
             .optional(bias)
-            .value(self.sizes(to.layout(), plan))
-            .run([blocks as u32, plan.parts as u32, self.s.groups as u32], [plan.threads(), 1, 1], plan.shared())?;
+            .value(self.sizes(to.layout(), plan));
+        let grid = [blocks as u32, plan.parts as u32, self.s.groups as u32];
+        Moments::argument(moments.as_ref(), launch).run(grid, [plan.threads(), 1, 1], plan.shared())?;
+        moments.map_or(Ok(()), |m| m.note(to))?;
         plan.add_up(to, sums, bias, self.work.n * self.s.groups)
     }
 }

@@ -10,7 +10,10 @@ use crate::{
     Array, DType, Layout, Result,
     cpu::conv::ConvShape,
     cuda::{Launch, Swizzle, TensorMap},
-    ops::wgmma::{self, Plan, Span, Tile, Work},
+    ops::{
+        moments::Moments,
+        wgmma::{self, Plan, Span, Tile, Work},
+    },
 };
 
 /// Phases of one launch: `PHASES` of `conv2d_wgmma.cu`.
@@ -185,6 +188,23 @@ impl Side<'_> {
     }
 }
 
+/// How sums are stored.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Store {
+    Plain,
+    /// With a note for batch normalization, in training.
+    Noted,
+    /// Added to what is there.
+    Added,
+}
+
+impl Store {
+    /// Room for a note on `to` of so many parts.
+    pub(super) fn moments(self, to: &Array, parts: usize) -> Result<Option<Moments>> {
+        if self == Store::Noted { Moments::room(to, parts) } else { Ok(None) }
+    }
+}
+
 /// The number of a side, and its axes.
 type Term = (usize, [Axis; 2]);
 
@@ -194,8 +214,7 @@ struct Images<'a> {
     /// What adds up in the same tiles.
     sums: &'a [Vec<Term>],
     pass: usize,
-    /// To what `to` holds.
-    adds: bool,
+    store: Store,
 }
 
 impl Images<'_> {
@@ -222,7 +241,7 @@ impl Images<'_> {
         match (halo, plan) {
             (Some(halo), plan) if plan.is_none_or(|p| halo.time <= p.time) => {
                 let Side { to, images, filters, bias, .. } = sides[0];
-                halo.run(to, images, (filters, pass), bias, self.adds)?;
+                halo.run(to, images, (filters, pass), bias, self.store)?;
             }
             (_, Some(plan)) => Images { sides: &sides, pass, ..*self }.run(&plan)?,
             _ => {}
@@ -289,7 +308,19 @@ impl Images<'_> {
             launch = launch.tensor(images, &wgmma::swizzled(pixels, dtype));
         }
         let launch = launch.array(first.to).array(second.to).optional(first.bias).optional(second.bias);
-        launch.value(Sizes { adds: self.adds.into(), ..sizes }).run(plan.grid(tiles), plan.threads(), plan.shared())
+        let mut launch = launch.value(Sizes { adds: (self.store == Store::Added).into(), ..sizes });
+        let mut all = Vec::new();
+        for (i, side) in [first, second].into_iter().enumerate() {
+            let across = |&(_, axes): &Term| (shape[0] * plane(&axes)).div_ceil(plan.tile.columns()) * plan.tile.across;
+            let parts = sums.iter().flatten().find(|(of, _)| *of == i).map(across);
+            // `NOTES` of the kernel.
+            let notes = dtype.size() == 2 || plan.resident == 1 || plan.tile.cols < 128;
+            let moments = parts.filter(|_| notes).map_or(Ok(None), |parts| self.store.moments(side.to, parts))?;
+            launch = Moments::argument(moments.as_ref(), launch);
+            all.extend(moments.map(|m| (m, side.to)));
+        }
+        launch.run(plan.grid(tiles), plan.threads(), plan.shared())?;
+        all.into_iter().try_for_each(|(moments, to)| moments.note(to))
     }
 }
 
@@ -344,7 +375,9 @@ pub(super) fn forward(x: &Array, convs: &[Filters]) -> Result<Option<Vec<Array>>
     let axes = |(i, side): (usize, &Side)| vec![(i, [Axis::forward(side.s, 0), Axis::forward(side.s, 1)])];
     let mut sums: Vec<Vec<Term>> = sides.iter().enumerate().map(axes).collect();
     heavy_first(&mut sums);
-    let done = Images { sides: &sides, sums: &sums, pass: 0, adds: false }.compute()?;
+    // Where y has to be turned, its elements go elsewhere.
+    let store = if x.layout() == Layout::ChannelsLast { Store::Noted } else { Store::Plain };
+    let done = Images { sides: &sides, sums: &sums, pass: 0, store }.compute()?;
     done.then(|| all.iter().map(|y| y.to_layout(x.layout())).collect()).transpose()
 }
 
@@ -387,7 +420,8 @@ pub(super) fn backward_data(convs: &[Gradient], arrived: Option<&Array>) -> Resu
     };
     let mut sums: Vec<Vec<Term>> = (0..down * across).map(phase).collect();
     heavy_first(&mut sums);
-    let done = Images { sides: &sides, sums: &sums, pass: 1, adds: arrived.is_some() }.compute()?;
+    let store = if arrived.is_some() { Store::Added } else { Store::Plain };
+    let done = Images { sides: &sides, sums: &sums, pass: 1, store }.compute()?;
     done.then(|| dx.to_layout(dy.layout())).transpose()
 }
 
