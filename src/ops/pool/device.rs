@@ -149,7 +149,7 @@ mod tests {
             i32::MAX as u32,
         ]);
         for d in all {
-            let near = (0..40).flat_map(|k| {
+            let near = (0..40u32).flat_map(|k| {
                 [k, k.wrapping_mul(d), k.wrapping_mul(d).wrapping_sub(1), k.wrapping_mul(d).wrapping_add(1), i32::MAX as u32 - k]
             });
             for n in near.map(|n: u32| n & 0x7fff_ffff) {
