@@ -4,7 +4,7 @@
 
 use std::{
     io::IsTerminal,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -13,11 +13,12 @@ use std::{
 
 use clap::Parser;
 use hadal::{
-    Context, Error, Result, Trainer,
+    Context, DType, Error, Result, Trainer,
     data::{Download, FashionMnist, Position},
     gpu, init, models,
     nn::Block,
-    optim::Sgd,
+    optim::{LossScale, Sgd},
+    precision::{self, Precision},
     train::{RunOptions, train_run},
 };
 
@@ -33,6 +34,9 @@ struct Args {
     /// Images in a step [default: 256; 50 on the shipped sample]
     #[arg(long)]
     batch_size: Option<usize>,
+    /// What is computed in: f32, tf32 (f32 with rounded products), bf16 or f16
+    #[arg(long, default_value = "f32")]
+    dtype: String,
     /// Learning rate
     #[arg(long, default_value_t = 0.05)]
     lr: f64,
@@ -51,7 +55,8 @@ struct Args {
     /// Use only the first N images of each set
     #[arg(long)]
     limit: Option<usize>,
-    /// Write the parameters there at the end, also after Ctrl-C: --resume then goes on with the next batch
+    /// Write the parameters there at the end, also after Ctrl-C: --resume then goes on with the next batch. With 16 bits, the
+    /// trainer's f32 copies of them go to FILE.states
     #[arg(long)]
     save: Option<PathBuf>,
     /// Start from parameters that --save wrote
@@ -82,10 +87,17 @@ fn run(args: &Args) -> Result<()> {
     let data = FashionMnist { train, test, source: data.source.clone() };
     // The sample has few images: smaller batches, so that there are steps enough to learn something.
     let batch_size = args.batch_size.unwrap_or(if data.is_sample() { 50 } else { 256 });
+    let (dtype, products) = match args.dtype.as_str() {
+        "tf32" => (DType::F32, Precision::Tf32),
+        name => (name.parse()?, Precision::F32),
+    };
+    precision::set(products);
     let (train, test) = data.loaders(batch_size, Some(args.resize), args.seed, &ctx)?;
+    let (train, test) = (train.dtype(dtype)?, test.dtype(dtype)?);
 
     hadal::random::seed(args.seed);
     let net = models::resnet18(10);
+    net.cast(dtype)?;
     let mut start = Position::default();
     match &args.resume {
         Some(file) => {
@@ -98,6 +110,13 @@ fn run(args: &Args) -> Result<()> {
         None => net.initialize(init::Xavier::new(), &ctx)?,
     }
     let mut trainer = Trainer::new(net.parameters(), Sgd::new(args.lr));
+    if dtype == DType::F16 {
+        trainer = trainer.loss_scale(LossScale::dynamic());
+    }
+    let states = |file: &Path| (dtype.size() < 4).then(|| PathBuf::from(format!("{}.states", file.display())));
+    if let Some(file) = args.resume.as_deref().and_then(states) {
+        trainer.load_states(file)?;
+    }
 
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
@@ -117,6 +136,9 @@ fn run(args: &Args) -> Result<()> {
     if let Some(file) = &args.save {
         let Position { epoch, batch } = run.end;
         net.save_with(file, &[("epoch", &epoch.to_string()), ("batch", &batch.to_string())])?;
+        if let Some(file) = states(file) {
+            trainer.save_states(file)?;
+        }
         println!("parameters after {epoch} epoch(s) and {batch} batch(es) are in {}", file.display());
     }
     Ok(())

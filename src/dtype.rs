@@ -1,12 +1,15 @@
 //! Element types: which exist, how they are read and written, and which ones an operation computes in.
 
-use std::{borrow::Cow, fmt, sync::Arc};
+use std::{borrow::Cow, fmt, str::FromStr, sync::Arc};
 
 use half::{bf16, f16};
 
-use crate::cpu::{
-    buffers::{Buffer, Pooled},
-    math,
+use crate::{
+    Error, Result,
+    cpu::{
+        buffers::{Buffer, Pooled},
+        math,
+    },
 };
 
 /// The type of an array's elements.
@@ -65,6 +68,18 @@ impl fmt::Display for DType {
             DType::U8 => "u8",
             DType::I64 => "i64",
         })
+    }
+}
+
+impl FromStr for DType {
+    type Err = Error;
+
+    /// By the name that is printed: `f32`, `bf16`, …
+    fn from_str(name: &str) -> Result<Self> {
+        let all = [DType::F32, DType::F64, DType::F16, DType::BF16, DType::U8, DType::I64];
+        all.into_iter()
+            .find(|d| d.to_string() == name)
+            .ok_or_else(|| Error::invalid("dtype", format!("there is no dtype {name:?}")))
     }
 }
 
@@ -296,6 +311,14 @@ pub(crate) use element_type;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_are_read_as_they_are_printed() {
+        for dtype in [DType::F32, DType::F64, DType::F16, DType::BF16, DType::U8, DType::I64] {
+            assert_eq!(dtype.to_string().parse::<DType>().unwrap(), dtype);
+        }
+        assert!("f8".parse::<DType>().unwrap_err().to_string().contains("f8"));
+    }
 
     #[test]
     fn halves_round_to_nearest_even() {

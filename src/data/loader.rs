@@ -196,7 +196,8 @@ impl Shared {
         let ((h, w), (oh, ow)) = (self.plan.source(), self.plan.target());
         let small = |v: usize| i32::try_from(v).map_err(|_| Error::invalid("data", format!("an extent of {v} is too large")));
         let index = Array::from_vec(numbers.iter().map(|&i| i64::from(i)).collect::<Vec<i64>>(), &[n], &self.context)?;
-        let x = Array::uninit(&[n, 1, oh, ow], self.dtype, Layout::RowMajor, &self.context)?;
+        // The order that tensor cores read; with one channel the bytes are the same.
+        let x = Array::uninit(&[n, 1, oh, ow], self.dtype, Layout::ChannelsLast, &self.context)?;
         let y = Array::uninit(&[n], DType::I64, Layout::RowMajor, &self.context)?;
         // Source rows of the output's width, in 16 bits, where a block may have as much without asking.
         let rows = h * ow * 2;
