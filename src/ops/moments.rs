@@ -1,12 +1,45 @@
-//! What a convolution leaves for a batch normalization behind it: of each part of its output's pixels, as it stores them, the mean
-//! and the sum of squared differences from it for each channel (`kernels/spread.cuh`), so that nobody has to read them once more.
+//! What a convolution and a batch normalization behind it leave for each other, so that nobody has to read an array once more.
 //!
-//! They are noted at the memory that they describe, with the elements, and forgotten with them: [`DeviceBuffer`](crate::cuda::DeviceBuffer)
+//! Forward, the convolution leaves mean and sum of squared differences of each part of its output's pixels, as it stores them, for each
+//! channel (`kernels/spread.cuh`). Backward, batch-norm's dx adds up to the gradient of the mean over each channel, whatever
+//! arrived: that is the gradient of the convolution's bias, zero where nobody uses the mean.
+//!
+//! Both are noted at the memory that they describe, with the elements, and forgotten with them: [`DeviceBuffer`](crate::cuda::DeviceBuffer)
 //! drops the note when it is written. Clones of an array share it, a copy has none.
 
 use std::sync::Arc;
 
 use crate::{Array, DType, Layout, Result, autograd, cuda::Launch};
+
+/// What is known of the elements of device memory.
+#[derive(Clone, Debug)]
+pub(crate) enum Note {
+    Moments(Arc<Moments>),
+    Sums(Arc<Sums>),
+}
+
+/// The sums over each channel of an array of this shape and layout.
+#[derive(Debug)]
+pub(crate) struct Sums {
+    sums: Array,
+    shape: Vec<usize>,
+    layout: Layout,
+}
+
+impl Sums {
+    /// Notes them with `x`, which the same op writes.
+    pub(crate) fn note(x: &Array, sums: &Array) -> Result<()> {
+        let all = Sums { sums: sums.clone(), shape: x.shape().to_vec(), layout: x.layout() };
+        x.cuda("sums")?.note(Note::Sums(Arc::new(all)));
+        Ok(())
+    }
+
+    /// Those of `x`, if they are known.
+    pub(crate) fn of(x: &Array) -> Result<Option<Array>> {
+        let Some(Note::Sums(known)) = x.cuda("sums")?.noted() else { return Ok(None) };
+        Ok((known.shape == x.shape() && known.layout == x.layout()).then(|| known.sums.clone()))
+    }
+}
 
 /// Of memory that holds `pixels` times `channels` neighbouring elements.
 #[derive(Debug)]
@@ -42,7 +75,7 @@ impl Moments {
 
     /// Notes them with `y`, which the same kernel writes.
     pub(crate) fn note(self, y: &Array) -> Result<()> {
-        y.cuda("moments")?.note(Arc::new(self));
+        y.cuda("moments")?.note(Note::Moments(Arc::new(self)));
         Ok(())
     }
 
@@ -54,7 +87,7 @@ impl Moments {
 
     /// Those of `x`, if they are known: the array and how many parts it has.
     pub(crate) fn of(x: &Array, channels: usize, pixels: usize) -> Result<Option<(Array, usize)>> {
-        let noted = x.cuda("moments")?.noted().filter(|m| (m.channels, m.pixels) == (channels, pixels));
-        Ok(noted.map(|m| (m.sums.clone(), m.count)))
+        let Some(Note::Moments(known)) = x.cuda("moments")?.noted() else { return Ok(None) };
+        Ok(((known.channels, known.pixels) == (channels, pixels)).then(|| (known.sums.clone(), known.count)))
     }
 }

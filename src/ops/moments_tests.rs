@@ -6,7 +6,7 @@ use std::{cell::Cell, sync::Arc};
 use super::{
     BatchNorm, BatchNormRelu, Binary, BinaryKind, mma, mma_tests,
     mma_tests::{Math, TF32, gpu},
-    moments::Moments,
+    moments::{Moments, Note, Sums},
     wgmma, wgmma_tests,
 };
 use crate::{
@@ -329,7 +329,7 @@ fn a_note_is_believed() -> Result<()> {
     let mut numbers = sums.to_vec::<f32>()?;
     numbers[..parts * 2 * 16].chunks_mut(16).enumerate().for_each(|(i, row)| row.fill([9.0, 0.0][i % 2]));
     let fake = Array::from_vec(numbers, sums.shape(), &gpu)?;
-    y.cuda("a test")?.note(Arc::new(Moments::fake(fake, parts, 16, 3 * 42)));
+    y.cuda("a test")?.note(Note::Moments(Arc::new(Moments::fake(fake, parts, 16, 3 * 42))));
     let wrong = normalize(&y)?;
     assert!(wrong[1].to_f64_vec()?.iter().zip(wrong[2].to_f64_vec()?).all(|(&m, v)| (m, v) == (9.0, 0.0)));
     Ok(())
@@ -374,6 +374,51 @@ fn resnet18_learns_alike_with_notes_and_without() -> Result<()> {
         println!("{name}: losses {loss} and {twin_loss}, gradients within {far:.1e}, {passes} and {twin_passes} passes");
         assert_eq!((passes, twin_passes), (0, 17), "{name}");
         assert!((loss - twin_loss).abs() <= of_loss * twin_loss && far <= of_grads, "{name}: {loss}, {twin_loss}, {far}");
+    }
+    Ok(())
+}
+
+/// Batch-norm's dx adds up to dμ over each channel, whatever arrives, and a bias before it takes its gradient from there.
+#[test]
+fn what_batch_norm_sends_back_has_known_sums() -> Result<()> {
+    let Some(gpu) = gpu((9, 0)) else { return Ok(()) };
+    for (math, layout, tolerance) in
+        [(EXACT, Layout::RowMajor, 1e-6), (EXACT, Layout::ChannelsLast, 1e-6), (BRAIN, Layout::ChannelsLast, 2e-3)]
+    {
+        let own = |shape: &[usize], seed| -> Result<Array> {
+            let a = cast(&random_in(shape, seed, (-1.0, 3.0))?, math.0)?.to_context(&gpu)?;
+            if shape.len() == 4 { a.to_layout(layout) } else { a.cast(DType::F32) }
+        };
+        let (shape, c) = ([3, 8, 5, 7], [8]);
+        let x = [own(&shape, 1)?, own(&c, 2)?, own(&c, 3)?];
+        let x: Vec<&Array> = x.iter().collect();
+        for op in [&BatchNorm { eps: 1e-5 } as &dyn Op, &BatchNormRelu { eps: 1e-5 }] {
+            let mut saved = Saved::new(&x, vec![true; 3]);
+            op.forward(&x, &mut saved)?;
+            let dy = [own(&shape, 4)?, own(&c, 5)?, own(&c, 6)?];
+            let mut dx = op.backward(&saved, &dy)?.remove(0).unwrap();
+            let known = Sums::of(&dx)?.expect("the sums are known");
+            let (values, known) = (dx.to_f64_vec()?, known.to_f64_vec()?);
+            for (i, known) in known.iter().enumerate() {
+                let channel = || values.chunks(35).skip(i).step_by(8).flatten();
+                let (sum, size) = (channel().sum::<f64>(), channel().map(|v| v.abs()).sum::<f64>());
+                assert!((sum - known).abs() <= tolerance * size, "{}, {layout:?}: {sum}, {known}", op.name());
+            }
+            assert_eq!(known, dy[1].to_f64_vec()?);
+            // The convolution before it believes the note, for this array as it is and no other.
+            let conv = Conv2d(Conv2dOptions::new());
+            let (image, w, b) = (own(&[3, 4, 5, 7], 7)?, own(&[8, 4, 1, 1], 8)?, own(&c, 9)?.cast(math.0)?);
+            let operands = [&image, &w, &b];
+            let mut saved = Saved::new(&operands, vec![false, false, true]);
+            conv.forward(&operands, &mut saved)?;
+            let bias = |dx: &Array| conv.backward(&saved, std::slice::from_ref(dx))?.remove(2).unwrap().to_f64_vec();
+            assert_eq!(bias(&dx)?, dy[1].cast(math.0)?.to_f64_vec()?);
+            let other = if layout == Layout::RowMajor { Layout::ChannelsLast } else { Layout::RowMajor };
+            assert!(Sums::of(&dx.to_layout(other)?)?.is_none() && Sums::of(&dx.reshape(&[3, 8, 35])?)?.is_none());
+            dx.add_assign(&dy[0])?;
+            assert!(Sums::of(&dx)?.is_none());
+            assert!(bias(&dx)? != dy[1].cast(math.0)?.to_f64_vec()?);
+        }
     }
     Ok(())
 }

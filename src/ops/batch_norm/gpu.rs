@@ -1,7 +1,12 @@
 //! Batch normalization on the GPU: launches of `kernels/batch_norm.cu`.
 
 use super::{Behind, Gradients, Incoming, memory_shape, wide};
-use crate::{Array, DType, Layout, Result, cpu::batch_norm::NormShape, cuda::Launch, ops::moments::Moments};
+use crate::{
+    Array, DType, Layout, Result,
+    cpu::batch_norm::NormShape,
+    cuda::Launch,
+    ops::moments::{Moments, Sums},
+};
 
 /// The `Plane` of `kernels/batch_norm.cu`.
 #[repr(C)]
@@ -173,6 +178,10 @@ pub(super) fn backward(
             .value(p)
             .value(x.len() as i64)
             .run_packed(x.len(), x.dtype())?;
+        if let Some((dmean, _)) = statistics {
+            // The terms of dy and dσ² have no sum.
+            Sums::note(&dx, dmean)?;
+        }
         (all.dx, all.dr) = (Some(dx), dr);
     }
     Ok(all)

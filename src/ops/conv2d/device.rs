@@ -6,6 +6,7 @@ use crate::{
     Array, Error, Layout, Result,
     cpu::conv::ConvShape,
     cuda::{Define, Launch},
+    ops::moments::Sums,
     ops::product::{column_sums, computed_in, plane_sums, split, sum_parts},
     shape::strides,
 };
@@ -156,10 +157,11 @@ pub(super) fn backward_weight_and_bias(
     s: &ConvShape,
     bias: bool,
 ) -> Result<(Array, Option<Array>)> {
-    if let Some(both) = stem::backward_weight(dy, x, s, bias)? {
-        return Ok(both);
-    }
     let db = || backward_bias(op, dy, s);
+    let known = Sums::of(dy)?.is_some();
+    if let Some((dw, own)) = stem::backward_weight(dy, x, s, bias && !known)? {
+        return Ok((dw, if bias && known { Some(db()?) } else { own }));
+    }
     Ok((backward_weight(op, dy, x, s)?, bias.then(db).transpose()?))
 }
 
@@ -195,6 +197,9 @@ pub(super) fn backward_weight(op: &'static str, dy: &Array, x: &Array, s: &ConvS
 }
 
 pub(super) fn backward_bias(op: &'static str, dy: &Array, s: &ConvShape) -> Result<Array> {
+    if let Some(sums) = Sums::of(dy)? {
+        return sums.cast(dy.dtype());
+    }
     let [n, o, oh, ow] = output(s);
     match dy.layout() {
         Layout::ChannelsLast => column_sums(op, dy, n * oh * ow, o),
