@@ -226,7 +226,7 @@ impl Rule {
         let Betas { beta1, beta2, eps } = self.betas;
         let (b1, b2, c1, c2) = (c(beta1), c(beta2), c(1.0 - beta1), c(1.0 - beta2));
         let (decay, rate, v_scale, eps) = (c(self.decay), c(self.rate), c(self.v_scale), c(eps));
-        let run = |(((w, m), v), g): (((&mut [F], &mut [F]), &mut [F]), &[F])| {
+        let run = |w: &mut [F], m: &mut [F], v: &mut [F], g: &[F]| {
             for (((w, m), v), &g) in w.iter_mut().zip(m).zip(v).zip(g) {
                 let g = self.prepare.apply(g, *w);
                 *m = b1 * *m + c1 * g;
@@ -235,11 +235,11 @@ impl Rule {
             }
         };
         if w.len() < parallel::SERIAL {
-            return run((((w, m), v), g));
+            return run(w, m, v, g);
         }
         const CHUNK: usize = 16 << 10;
         let chunks = w.par_chunks_mut(CHUNK).zip(m.par_chunks_mut(CHUNK)).zip(v.par_chunks_mut(CHUNK)).zip(g.par_chunks(CHUNK));
-        chunks.for_each(run);
+        chunks.for_each(|(((w, m), v), g)| run(w, m, v, g));
     }
 
     fn launch(&self, w: &mut Array, master: Option<&mut Array>, grad: &Array, [m, v]: [&mut Array; 2]) -> Result<()> {
