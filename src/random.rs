@@ -94,11 +94,8 @@ impl Draw {
     /// The words of `LANES` blocks, `first` and on.
     #[inline(always)]
     fn blocks(&self, first: u64) -> [u32; BATCH] {
-        let mut counter = [[0; LANES], [0; LANES], [self.number & LOW; LANES], [self.number >> 32; LANES]];
-        for lane in 0..LANES {
-            let block = first + lane as u64;
-            (counter[0][lane], counter[1][lane]) = (block & LOW, block >> 32);
-        }
+        let blocks: [u64; LANES] = std::array::from_fn(|lane| first + lane as u64);
+        let counter = [blocks.map(|b| b & LOW), blocks.map(|b| b >> 32), [self.number & LOW; LANES], [self.number >> 32; LANES]];
         let c = philox(counter, [self.seed as u32, (self.seed >> 32) as u32]);
         let mut words = [0; BATCH];
         for lane in 0..LANES {
@@ -183,11 +180,11 @@ pub(crate) fn unit(word: u32) -> f32 {
 fn philox<const N: usize>(mut c: [[u64; N]; 4], mut k: [u32; 2]) -> [[u64; N]; 4] {
     for _ in 0..10 {
         let [k0, k1] = k.map(u64::from);
-        for i in 0..N {
-            let a = c[0][i] * 0xD251_1F53;
-            let b = c[2][i] * 0xCD9E_8D57;
-            (c[0][i], c[2][i]) = ((b >> 32) ^ c[1][i] ^ k0, (a >> 32) ^ c[3][i] ^ k1);
-            (c[1][i], c[3][i]) = (b & LOW, a & LOW);
+        let [c0, c1, c2, c3] = &mut c;
+        for (((c0, c1), c2), c3) in c0.iter_mut().zip(c1).zip(c2).zip(c3) {
+            let (a, b) = (*c0 * 0xD251_1F53, *c2 * 0xCD9E_8D57);
+            (*c0, *c2) = ((b >> 32) ^ *c1 ^ k0, (a >> 32) ^ *c3 ^ k1);
+            (*c1, *c3) = (b & LOW, a & LOW);
         }
         k = [k[0].wrapping_add(0x9E37_79B9), k[1].wrapping_add(0xBB67_AE85)];
     }

@@ -386,7 +386,7 @@ fn what_batch_norm_sends_back_has_known_sums() -> Result<()> {
         [(EXACT, Layout::RowMajor, 1e-6), (EXACT, Layout::ChannelsLast, 1e-6), (BRAIN, Layout::ChannelsLast, 2e-3)]
     {
         let own = |shape: &[usize], seed| -> Result<Array> {
-            let a = cast(&random_in(shape, seed, (-1.0, 3.0))?, math.0)?.to_context(&gpu)?;
+            let a = cast(&random_in(shape, seed, -1.0, 3.0)?, math.0)?.to_context(&gpu)?;
             if shape.len() == 4 { a.to_layout(layout) } else { a.cast(DType::F32) }
         };
         let (shape, c) = ([3, 8, 5, 7], [8]);
