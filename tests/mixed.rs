@@ -1,14 +1,14 @@
 //! Nets in bf16 and f16: casts, files, master copies, loss scaling; their losses beside those of f32.
 
 use hadal::{
-    Array, Context, DType, Result, Tensor, Trainer, autograd, check, cpu,
+    Array, Context, DType, Result, Tensor, Trainer, autograd, cpu,
     cuda::Graph,
     data::{DataLoader, FashionMnist},
     init,
     loss::SoftmaxCrossEntropy,
     models::{self, Options},
     nn::{BatchNorm, Block, Conv2D, Dense, Flatten, Sequential},
-    optim::{Adam, Lars, LossScale, Optimizer, Sgd},
+    optim::{Adam, Lars, LossScale, Optimizer, Sgd, Step, Update},
     random,
 };
 
@@ -192,22 +192,28 @@ fn training_goes_on_from_files_to_the_same_bits() -> Result<()> {
 #[test]
 fn small_steps_are_not_lost_and_set_values_count() -> Result<()> {
     for ctx in common::contexts() {
-        for rule in 0..2 {
-            let mut w = check::cast(&Array::full(&[11], 1.0, DType::F32, &ctx)?, DType::BF16)?;
-            let g = check::cast(&Array::full(&[11], 1.0, DType::F32, &ctx)?, DType::BF16)?;
+        for rule in 0..3 {
+            let all = |v: f64| Array::full(&[11], v, DType::BF16, &ctx);
+            let (mut w, g) = (all(1.0)?, all(1.0)?);
             let mut optimizer: Box<dyn Optimizer> = match rule {
-                0 => Box::new(Sgd::new(1.0 / 1024.0)),
-                _ => Box::new(Lars::new(1.0 / 1024.0).momentum(0.0)),
+                2 => Box::new(Lars::new(1.0 / 1024.0).momentum(0.0)),
+                _ => Box::new(Sgd::new(1.0 / 1024.0)),
             };
-            let mut steps = |w: &mut Array, n: usize| -> Result<f64> {
-                let mut update = |w: &mut Array| optimizer.update(0, w, &g, &hadal::optim::Step::default());
-                (0..n).try_for_each(|_| update(w))?;
-                Ok(w.to_f64_vec()?[10])
+            let mut steps = |w: &mut Array, n: usize| -> Result<[f64; 2]> {
+                for _ in 0..n {
+                    let step = Step::default();
+                    match rule {
+                        1 => optimizer.update_all(&mut [Update { index: 0, w, grad: &g, step }])?,
+                        _ => optimizer.update(0, w, &g, &step)?,
+                    }
+                }
+                let values = w.to_f64_vec()?;
+                Ok([values[0], values[10]])
             };
-            assert_eq!(steps(&mut w, 1)?, 1.0, "a step of 2⁻¹⁰ is below bf16's spacing of 2⁻⁸ below 1");
-            assert_eq!(steps(&mut w, 15)?, 1.0 - 16.0 / 1024.0);
-            w = check::cast(&Array::full(&[11], 2.0, DType::F32, &ctx)?, DType::BF16)?;
-            assert_eq!(steps(&mut w, 32)?, 2.0 - 32.0 / 1024.0);
+            assert_eq!(steps(&mut w, 1)?, [1.0; 2], "a step of 2⁻¹⁰ is below bf16's spacing of 2⁻⁸ below 1");
+            assert_eq!(steps(&mut w, 15)?, [1.0 - 16.0 / 1024.0; 2]);
+            w = all(2.0)?;
+            assert_eq!(steps(&mut w, 32)?, [2.0 - 32.0 / 1024.0; 2], "rule {rule} on {ctx}");
         }
     }
     Ok(())
