@@ -7,7 +7,10 @@ use crate::{
     Array, DType, Layout, Result,
     cpu::conv::ConvShape,
     cuda::{Define, Launch},
-    ops::mma::{Chip, Div, LIMIT},
+    ops::{
+        mma::{Chip, Div, LIMIT},
+        moments::Moments,
+    },
     precision,
 };
 
@@ -203,7 +206,11 @@ impl<'a> Job<'a> {
         let bytes = self.staged(rows).bytes;
         match self.pass {
             Pass::Weight(..) => bytes.max(groups * FILTERS * (TAPS + 2) * 4),
-            _ => bytes + groups * steps * if self.math == Math::Split { 2048 } else { 1024 } + steps * 32,
+            _ => {
+                bytes
+                    + groups * (steps * if self.math == Math::Split { 2048 } else { 1024 } + WARPS * 3 * FILTERS * 4)
+                    + steps * 32
+            }
         }
     }
 
@@ -355,13 +362,17 @@ pub(super) fn forward(x: &Array, w: &Array, b: Option<&Array>, s: &ConvShape) ->
     let y = Array::uninit(&output(s), x.dtype(), x.layout(), &x.context())?;
     let Some(job) = Job::new(s, Pass::Forward(x.layout()), &y)? else { return Ok(None) };
     let Some(plan) = job.best() else { return Ok(None) };
-    Launch::new(&y, "conv2d_stem.cu", "conv2d_stem", &job.defines(y.dtype()))?
+    let moments = Moments::room(&y, plan.blocks * WARPS)?;
+    let launch = Launch::new(&y, "conv2d_stem.cu", "conv2d_stem", &job.defines(y.dtype()))?
         .array(&y)
         .array(x)
         .array(w)
         .optional(b)
-        .value(job.sizes(x, &w.strides(), &plan))
-        .run([plan.blocks as u32, plan.splits as u32, 1], [WARPS as u32 * 32, 1, 1], job.shared(plan.rows, plan.groups) as u32)?;
+        .value(job.sizes(x, &w.strides(), &plan));
+    let grid = [plan.blocks as u32, plan.splits as u32, 1];
+    let shared = job.shared(plan.rows, plan.groups) as u32;
+    Moments::argument(moments.as_ref(), launch).run(grid, [WARPS as u32 * 32, 1, 1], shared)?;
+    moments.map_or(Ok(()), |m| m.note(&y))?;
     Ok(Some(y))
 }
 
