@@ -376,7 +376,7 @@ pub(super) fn forward(x: &Array, w: &Array, b: Option<&Array>, s: &ConvShape) ->
     Ok(Some(y))
 }
 
-/// dw, and where it is asked for db.
+/// dw in x's layout, and where it is asked for db.
 pub(super) fn backward_weight(dy: &Array, x: &Array, s: &ConvShape, bias: bool) -> Result<Option<(Array, Option<Array>)>> {
     const FILE: &str = "conv2d_stem_weight.cu";
     let on = |shape: &[usize], dtype| Array::uninit(shape, dtype, Layout::RowMajor, &dy.context());
@@ -400,6 +400,9 @@ pub(super) fn backward_weight(dy: &Array, x: &Array, s: &ConvShape, bias: bool) 
         .array(&sums)
         .value(all as i32)
         .value((s.w_len() / s.o) as i32)
+        .value((s.kernel[0] * s.kernel[1]) as i32)
+        .value(dw.strides()[3] as i32)
+        .value(dw.strides()[1] as i32)
         .value(parts as i32)
         .run([all.div_ceil(32) as u32, 1, 1], [256, 1, 1], 0)?;
     Ok(Some((dw, db)))
