@@ -8,6 +8,7 @@
 // variants: scalar_t=float; EXACT=2; PASS=0,1; arch=75,90a
 // variants: scalar_t=bf16; EXACT=0; PASS=0; arch=86,100a
 // variants: scalar_t=f16; EXACT=0; PASS=0,1; arch=75
+#include "spread.cuh"
 #include "stem.cuh"
 
 // Blocks of four warps on a multiprocessor: a limit to the registers of a thread.
@@ -125,15 +126,35 @@ __device__ __forceinline__ bool put_line(scalar_t* to, const float (&v)[LINE], i
   return broken;
 }
 
+// Values of a lane's line k.
+#if EXACT == 2
+#define VALUE(k, e) (PASS == 0 ? sum[(k) % 8][e] : sum[(k) % 2 * 4 + (e) % 4][(k) / 2])
+#elif PASS == 0
+#define VALUE(k, e) sum[(k) / 2][(e) / 2][(k) % 2 * 2 + (e) % 2]
+#else
+#define VALUE(k, e) sum[(k) / 4][(k) % 2 * 4 + (e) / 2][(k) / 2 % 2 * 2 + (e) % 2]
+#endif
+
+// What two values are when they have been stored.
+__device__ __forceinline__ void as_stored(float& low, float& high) {
+  if (PER == 1) return;
+  const unsigned word = pair_of(scalar_t(), low, high);
+  const scalar_t l = {(unsigned short)word}, h = {(unsigned short)(word >> 16)};
+  low = load(&l), high = load(&h);
+}
+
 // grid (blocks that take bands in turn, splits of the filters in groups of 32). Shared memory: the filters' fragments, the offset
-// of each of k's words from a pixel's first one, the image. bias (o) or null.
+// of each of k's words from a pixel's first one, the warps' spreads, the image. bias (o) or null; noted: a part for each warp,
+// where PASS is 0.
 extern "C" __global__ void __launch_bounds__(128, RESIDENT)
     conv2d_stem(scalar_t* __restrict__ to, const scalar_t* __restrict__ x, const scalar_t* __restrict__ w,
-                const scalar_t* __restrict__ bias, const __grid_constant__ Stem s) {
+                const scalar_t* __restrict__ bias, const __grid_constant__ Stem s, const Parts noted) {
   extern __shared__ __align__(128) char shared[];
   uint4* fragments = (uint4*)shared;
   int* offset = (int*)(fragments + s.groups * s.steps * SLOTS * 32);
-  const int image_at = s.steps * (s.groups * SLOTS * 32 * 16 + 8 * 4);
+  const int filters = s.groups * 32;
+  float* spreads = (float*)(offset + s.steps * 8);  // (warp, pivot or sum or squares, filter)
+  const int image_at = s.steps * (filters * SLOTS * 16 + 8 * 4) + 4 * 3 * filters * 4;
   char* staged = shared + image_at;
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   pack_filters(s, w, fragments);
@@ -141,7 +162,10 @@ extern "C" __global__ void __launch_bounds__(128, RESIDENT)
     const int row = s.by_words.of(u);
     offset[u] = row < s.kh ? (row * s.dh * s.at_row + (u - row * s.words) * PER) * (int)sizeof(scalar_t) : 0;
   }
+  for (int i = threadIdx.x; i < 4 * 3 * filters; i += blockDim.x) spreads[i] = 0;
   clear(staged, s.bytes);
+  float* own = spreads + threadIdx.x / 32 * 3 * filters;
+  int seen = 0;  // pixels of this warp
   __syncthreads();
 #pragma unroll 1
   for (int band = blockIdx.x; band < s.all; band += gridDim.x) {
@@ -215,7 +239,7 @@ extern "C" __global__ void __launch_bounds__(128, RESIDENT)
           }
         }
 #endif
-        // Each lane has lines of neighbours: of a pixel's filters, or of a filter's pixels. Sums by filter would be added up here.
+        // Each lane has lines of neighbours: of a pixel's filters, or of a filter's pixels.
         bool broken = false;
         auto line_of = [&](int k, int& p, int& o) {
 #if PASS == 0
@@ -228,25 +252,56 @@ extern "C" __global__ void __launch_bounds__(128, RESIDENT)
           return to + ((i64)n * plane * s.o + (PASS == 0 ? (i64)(begin + p) * s.o + o : (i64)o * plane + begin + p));
         };
         auto count_of = [&](int p, int o) { return p >= pixels || o >= s.o ? 0 : PASS == 0 ? s.o - o : pixels - p; };
+#if PASS == 0
+#pragma unroll
+        for (int e = 0; bias && e < 8; ++e) {
+          const int o = filter + 8 * t + e;
+          const float added = o < s.o ? load(bias + o) : 0.f;
+#pragma unroll
+          for (int k = 0; k < 8; ++k) VALUE(k, e) += added;
+        }
+#endif
 #pragma unroll
         for (int k = 0; k < 64 / LINE; ++k) {
           int p, o;
           scalar_t* at = line_of(k, p, o);
           const int count = count_of(p, o);
+          const float added = PASS == 1 && bias && count > 0 ? load(bias + o) : 0.f;
           float line[LINE];
 #pragma unroll
-          for (int e = 0; e < LINE; ++e) {
-#if EXACT == 2
-            line[e] = PASS == 0 ? sum[k % 8][e] : sum[k % 2 * 4 + e % 4][k / 2];
-#elif PASS == 0
-            line[e] = sum[k / 2][e / 2][k % 2 * 2 + e % 2];
-#else
-            line[e] = sum[k / 4][k % 2 * 4 + e / 2][k / 2 % 2 * 2 + e % 2];
-#endif
-            if (bias && count > 0 && (PASS == 1 || e < count)) line[e] += load(bias + (PASS == 0 ? o + e : o));
-          }
+          for (int e = 0; e < LINE; ++e) line[e] = VALUE(k, e) + added;
           broken |= put_line(at, line, count);
         }
+#if PASS == 0
+        if (noted.to) {
+          float* spread = own + group * 32 + 8 * t;
+#pragma unroll
+          for (int e = 0; e < 8; e += 2) {
+            float low = VALUE(0, e), high = VALUE(0, e + 1), sums[4] = {};
+            as_stored(low, high);
+            low = __shfl_sync(0xffffffffu, low, t), high = __shfl_sync(0xffffffffu, high, t);
+            if (seen) low = spread[e], high = spread[e + 1];
+#pragma unroll
+            for (int k = 0; k < 8; ++k) {
+              float l = VALUE(k, e), h = VALUE(k, e + 1);
+              as_stored(l, h);
+              if (first + k * 8 + g >= pixels) continue;
+              l -= low, h -= high;
+              sums[0] += l, sums[1] += h, sums[2] += l * l, sums[3] += h * h;
+            }
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+#pragma unroll
+              for (int distance = 4; distance < 32; distance *= 2) sums[i] += __shfl_xor_sync(0xffffffffu, sums[i], distance);
+            if (g == 0) {
+              spread[e] = low, spread[e + 1] = high;
+              spread[filters + e] += sums[0], spread[filters + e + 1] += sums[1];
+              spread[2 * filters + e] += sums[2], spread[2 * filters + e + 1] += sums[3];
+            }
+          }
+          __syncwarp();
+        }
+#endif
         if (broken) {
 #pragma unroll 1
           for (int k = 0; k < 64; ++k) {
@@ -259,7 +314,15 @@ extern "C" __global__ void __launch_bounds__(128, RESIDENT)
           }
         }
       }
+      seen += pixels - first < 64 ? pixels - first : 64;
     }
     __syncthreads();  // the image's place is free
+  }
+  const Part part = {noted, (int)(blockIdx.x * 4 + threadIdx.x / 32), (int)blockIdx.y * filters, s.o};
+  for (int i = lane; PASS == 0 && noted.to && i < filters; i += 32) {
+    if (part.first + i >= s.o) continue;
+    Spread<1> spread;
+    spread.pivot[0] = own[i], spread.sum[0] = own[filters + i], spread.squares[0] = own[2 * filters + i];
+    spread.put(part, seen, 0, i);
   }
 }

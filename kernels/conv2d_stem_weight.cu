@@ -203,9 +203,10 @@ extern "C" __global__ void __launch_bounds__(128, RESIDENT)
 }
 
 // dw, and db where it is wanted, = parts[0] + parts[1] + …; parts (count, o, bias + taps), n elements each. A block has 32 elements,
-// each warp every eighth part.
+// each warp every eighth part. Of the taps, `plane` belong to a channel; at_tap and at_channel are strides of dw.
 extern "C" __global__ void __launch_bounds__(256)
-    stem_sum(scalar_t* __restrict__ dw, scalar_t* __restrict__ db, const float* __restrict__ parts, int n, int taps, int count) {
+    stem_sum(scalar_t* __restrict__ dw, scalar_t* __restrict__ db, const float* __restrict__ parts, int n, int taps, int plane,
+             int at_tap, int at_channel, int count) {
   __shared__ float sums[8][32];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, i = blockIdx.x * 32 + lane;
   float v = 0;
@@ -218,5 +219,6 @@ extern "C" __global__ void __launch_bounds__(256)
   if (warp || i >= n) return;
   for (int k = 1; k < 8; ++k) v += sums[k][lane];
   const int columns = taps + (db ? 1 : 0), o = i / columns, tap = i - o * columns - (db ? 1 : 0);
-  store(tap < 0 ? db + o : dw + o * taps + tap, v);
+  const int channel = tap / plane;
+  store(tap < 0 ? db + o : dw + (o * taps + (tap - channel * plane) * at_tap + channel * at_channel), v);
 }

@@ -46,7 +46,7 @@ fn outputs(op: &dyn Op, x: &[&Array]) -> Result<Vec<Array>> {
 }
 
 /// A channels-last convolution in training.
-fn convolve(math: Math, [x, w, b]: [&Array; 3], options: Conv2dOptions, gpu: &Context) -> Result<Array> {
+pub(super) fn convolve(math: Math, [x, w, b]: [&Array; 3], options: Conv2dOptions, gpu: &Context) -> Result<Array> {
     let own = |a: &Array| cast(a, math.0)?.to_context(gpu);
     let (x, w, b) = (own(x)?.to_layout(Layout::ChannelsLast)?, own(w)?, own(b)?);
     let y = precision::with(math.1, || autograd::train_mode(|| outputs(&Conv2d(options), &[&x, &w, &b])))?.remove(0);
@@ -74,7 +74,7 @@ fn noted(x: &Array) -> Result<bool> {
 }
 
 /// `y` has a note of every pixel, and statistics from it are those of its values, as are those of the slow twin.
-fn check(y: &Array, what: &dyn std::fmt::Debug) -> Result<()> {
+pub(super) fn check(y: &Array, what: &dyn std::fmt::Debug) -> Result<()> {
     let (shape, channels) = (y.shape(), y.shape()[1]);
     let pixels = y.len() / channels;
     let (sums, parts) = Moments::of(y, channels, pixels)?.unwrap_or_else(|| panic!("{what:?}: nothing is noted"));
@@ -101,10 +101,10 @@ fn check(y: &Array, what: &dyn std::fmt::Debug) -> Result<()> {
     Ok(())
 }
 
-type Geometry = ([usize; 4], [usize; 4], Conv2dOptions);
+pub(super) type Geometry = ([usize; 4], [usize; 4], Conv2dOptions);
 
 /// x, w, and a bias far from 0.
-fn inputs((x, w, _): &Geometry, far: f64) -> Result<[Array; 3]> {
+pub(super) fn inputs((x, w, _): &Geometry, far: f64) -> Result<[Array; 3]> {
     Ok([random(x, 1)?, random(w, 2)?, random_in(&w[..1], 3, far - 1.0, far + 1.0)?])
 }
 

@@ -7,7 +7,10 @@ use crate::{
     Array, DType, Layout, Result,
     cpu::conv::ConvShape,
     cuda::{Define, Launch},
-    ops::mma::{Chip, Div, LIMIT},
+    ops::{
+        mma::{Chip, Div, LIMIT},
+        moments::Moments,
+    },
     precision,
 };
 
@@ -203,7 +206,11 @@ impl<'a> Job<'a> {
         let bytes = self.staged(rows).bytes;
         match self.pass {
             Pass::Weight(..) => bytes.max(groups * FILTERS * (TAPS + 2) * 4),
-            _ => bytes + groups * steps * if self.math == Math::Split { 2048 } else { 1024 } + steps * 32,
+            _ => {
+                bytes
+                    + groups * (steps * if self.math == Math::Split { 2048 } else { 1024 } + WARPS * 3 * FILTERS * 4)
+                    + steps * 32
+            }
         }
     }
 
@@ -355,17 +362,21 @@ pub(super) fn forward(x: &Array, w: &Array, b: Option<&Array>, s: &ConvShape) ->
     let y = Array::uninit(&output(s), x.dtype(), x.layout(), &x.context())?;
     let Some(job) = Job::new(s, Pass::Forward(x.layout()), &y)? else { return Ok(None) };
     let Some(plan) = job.best() else { return Ok(None) };
-    Launch::new(&y, "conv2d_stem.cu", "conv2d_stem", &job.defines(y.dtype()))?
+    let moments = Moments::room(&y, plan.blocks * WARPS)?;
+    let launch = Launch::new(&y, "conv2d_stem.cu", "conv2d_stem", &job.defines(y.dtype()))?
         .array(&y)
         .array(x)
         .array(w)
         .optional(b)
-        .value(job.sizes(x, &w.strides(), &plan))
-        .run([plan.blocks as u32, plan.splits as u32, 1], [WARPS as u32 * 32, 1, 1], job.shared(plan.rows, plan.groups) as u32)?;
+        .value(job.sizes(x, &w.strides(), &plan));
+    let grid = [plan.blocks as u32, plan.splits as u32, 1];
+    let shared = job.shared(plan.rows, plan.groups) as u32;
+    Moments::argument(moments.as_ref(), launch).run(grid, [WARPS as u32 * 32, 1, 1], shared)?;
+    moments.map_or(Ok(()), |m| m.note(&y))?;
     Ok(Some(y))
 }
 
-/// dw, and where it is asked for db.
+/// dw in x's layout, and where it is asked for db.
 pub(super) fn backward_weight(dy: &Array, x: &Array, s: &ConvShape, bias: bool) -> Result<Option<(Array, Option<Array>)>> {
     const FILE: &str = "conv2d_stem_weight.cu";
     let on = |shape: &[usize], dtype| Array::uninit(shape, dtype, Layout::RowMajor, &dy.context());
@@ -389,6 +400,9 @@ pub(super) fn backward_weight(dy: &Array, x: &Array, s: &ConvShape, bias: bool) 
         .array(&sums)
         .value(all as i32)
         .value((s.w_len() / s.o) as i32)
+        .value((s.kernel[0] * s.kernel[1]) as i32)
+        .value(dw.strides()[3] as i32)
+        .value(dw.strides()[1] as i32)
         .value(parts as i32)
         .run([all.div_ceil(32) as u32, 1, 1], [256, 1, 1], 0)?;
     Ok(Some((dw, db)))

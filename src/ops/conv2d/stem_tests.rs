@@ -9,7 +9,10 @@ use crate::{
     autograd::{Op, Saved},
     check::{cast, difference, parity_within, random},
     cpu,
-    ops::mma_tests::{BRAIN, EXACT, HALF, Math, TF32, gpu},
+    ops::{
+        mma_tests::{BRAIN, EXACT, HALF, Math, TF32, gpu},
+        moments_tests::{self, Geometry},
+    },
     precision::{self, Precision},
 };
 
@@ -37,7 +40,7 @@ fn least(math: &Math) -> (i32, i32) {
 }
 
 fn splits() -> Result<bool> {
-    Ok(matches!(crate::cuda::device(0)?.capability, (8, 0) | (9.., _)))
+    Ok(matches!(crate::cuda::device(0)?.capability, (8, 0) | (9..=11, _)))
 }
 
 /// Forward and both gradients, of which two are these kernels'.
@@ -55,8 +58,6 @@ fn agrees(math: Math, force: Force, op: &Conv2d, inputs: &[Array], gpu: &Context
     assert!(out.is_err() || REACHED.get() >= least, "{math:?} {op:?}: taken {} times", REACHED.get());
     out
 }
-
-type Geometry = ([usize; 4], [usize; 4], Conv2dOptions);
 
 /// The first layers of ResNet, LeNet, AlexNet and VGG, and what is odd in every way.
 fn geometries() -> Vec<Geometry> {
@@ -93,6 +94,23 @@ fn stems_agree_at_every_edge() -> Result<()> {
                 }
                 agrees(math, force, &Conv2d(options), &inputs, &gpu)?;
             }
+        }
+    }
+    Ok(())
+}
+
+/// Statistics that a batch normalization behind it takes, of warps with several tiles, one, or none.
+#[test]
+fn what_stems_store_is_noted() -> Result<()> {
+    for (i, math) in [BRAIN, HALF, TF32, EXACT].into_iter().enumerate() {
+        let Some(gpu) = gpu(least(&math)) else { continue };
+        for (j, geometry) in geometries().into_iter().enumerate().filter(|(j, g)| (i + j) % 2 == 0 && g.1[0] > 1) {
+            let force = Force { rows: [100, 3, 1][j % 3], groups: 1 + j % 2, blocks: [1, 2, 7][j % 3] };
+            let [x, w, b] = moments_tests::inputs(&geometry, 40.0)?;
+            REACHED.set(0);
+            let y = forced(force, || moments_tests::convolve(math, [&x, &w, &b], geometry.2, &gpu))?;
+            assert_eq!(REACHED.get(), 1);
+            moments_tests::check(&y, &(math, force, geometry))?;
         }
     }
     Ok(())
