@@ -314,10 +314,14 @@ struct RowSpread {
         own.squares[e] += __shfl_xor_sync(0xffffffffu, own.squares[e], bit);
       }
     }
-    m += threadIdx.x % 32 / 4;
-#pragma unroll
-    for (int e = 0; e < 2; ++e)
-      if (threadIdx.x % 4 == e && m + e * 8 < rows) own.put(part, pixels, e, m + e * 8);
+    // One of the four lanes for each row; selected by value, since an index would put them all in local memory.
+    const int lane = threadIdx.x % 32;
+    Spread<1> one;
+    one.pivot[0] = lane % 4 ? own.pivot[1] : own.pivot[0];
+    one.sum[0] = lane % 4 ? own.sum[1] : own.sum[0];
+    one.squares[0] = lane % 4 ? own.squares[1] : own.squares[0];
+    m += lane / 4 + lane % 4 * 8;
+    if (lane % 4 < 2 && m < rows) one.put(part, pixels, 0, m);
   }
 };
 
