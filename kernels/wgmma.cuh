@@ -314,10 +314,14 @@ struct RowSpread {
         own.squares[e] += __shfl_xor_sync(0xffffffffu, own.squares[e], bit);
       }
     }
-    m += threadIdx.x % 32 / 4;
-#pragma unroll
-    for (int e = 0; e < 2; ++e)
-      if (threadIdx.x % 4 == e && m + e * 8 < rows) own.put(part, pixels, e, m + e * 8);
+    // The first two of four lanes write a row each. Chosen by value: by index the sums would lie in local memory.
+    const bool second = threadIdx.x % 4 == 1;
+    Spread<1> mine;
+    mine.pivot[0] = second ? own.pivot[1] : own.pivot[0];
+    mine.sum[0] = second ? own.sum[1] : own.sum[0];
+    mine.squares[0] = second ? own.squares[1] : own.squares[0];
+    m += threadIdx.x % 32 / 4 + second * 8;
+    if (threadIdx.x % 4 < 2 && m < rows) mine.put(part, pixels, 0, m);
   }
 };
 
