@@ -36,6 +36,15 @@ pub fn set_state(state: (u64, u64)) {
     RESETS.set(RESETS.get().wrapping_add(1));
 }
 
+/// `f` with this thread's draws from a stream of its own, which `draw` tells from others; then the thread's stream goes on.
+pub(crate) fn apart<T>(draw: Draw, f: impl FnOnce() -> T) -> T {
+    let [a, b, ..] = draw.block(u64::MAX);
+    let before = STATE.replace((u64::from(a) | u64::from(b) << 32, 0));
+    let out = f();
+    STATE.set(before);
+    out
+}
+
 /// How often this thread's stream was set anew: a change says that the draws since do not follow one another.
 pub(crate) fn resets() -> u64 {
     RESETS.get()

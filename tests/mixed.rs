@@ -321,7 +321,7 @@ fn the_books_nets_train_in_halves_as_in_f32() -> Result<()> {
     let nets: [Run; 3] = [
         ("dropout mlp", || models::dropout_mlp(10), [28, 32, 12, 12], 0.05),
         ("lenet", || models::lenet_relu(10), [28, 16, 10, 10], 0.05),
-        ("resnet18", resnet18, [32, 32, 1, 4], 0.001),
+        ("resnet18", resnet18, [32, 32, 1, 4], 0.0001),
     ];
     for (ctx, (name, make, sizes, lr)) in common::contexts().into_iter().flat_map(|c| nets.map(|n| (c, n))) {
         let full = losses(make, &ctx, DType::F32, sizes, lr)?;

@@ -187,6 +187,27 @@ fn fused_batch_norm_is_the_plain_one_and_keeps_running_statistics() -> Result<()
 }
 
 #[test]
+fn first_values_do_not_depend_on_which_layer_runs_first() -> Result<()> {
+    let weights = |last_first: bool| -> Result<Vec<Vec<f32>>> {
+        hadal::random::seed(11);
+        let net = nn::Sequential::new().add(nn::Dense::new(3)).add(nn::Dropout::new(0.5)).add(nn::Dense::new(2));
+        net.initialize(init::Xavier::new(), &cpu())?;
+        if last_first {
+            net.get(2).unwrap().forward(&Tensor::ones(&[1, 3], &cpu())?)?;
+        }
+        autograd::train_mode(|| net.forward(&Tensor::ones(&[1, 4], &cpu())?))?;
+        net.parameters().iter().map(|p| p.data()?.to_vec()).collect()
+    };
+    let all = weights(false)?;
+    assert_eq!(all, weights(true)?);
+    assert!(all[0][..6] != all[2][..], "a stream for each parameter");
+    // Nor are they those of a draw that comes after.
+    hadal::random::seed(11);
+    assert_ne!(all[0], Tensor::uniform(-1.0, 1.0, &[12], &cpu())?.to_vec()?);
+    Ok(())
+}
+
+#[test]
 fn dropout_is_active_in_training_only() -> Result<()> {
     let layer = nn::Dropout::new(0.5);
     let x = Tensor::ones(&[10_000], &cpu())?;

@@ -7,6 +7,7 @@ use crate::{
     autograd::GradReq,
     cuda::capture,
     init::{Constant, Init},
+    random::{self, Draw},
     shape::Display,
 };
 
@@ -44,8 +45,9 @@ struct State {
     dtype: DType,
     /// Stays f32 where a net is cast to a half type.
     wide: bool,
-    /// First values wanted, shape not known yet.
-    pending: Option<(Arc<dyn Init>, Context)>,
+    /// First values wanted, shape not known yet. They come from a stream that is chosen now, so that they do not depend on the
+    /// order in which layers learn their shapes.
+    pending: Option<(Arc<dyn Init>, Context, Draw)>,
     /// The layer's own initializer, which comes before the net's.
     own_init: Option<Arc<dyn Init>>,
     grad_req: GradReq,
@@ -202,10 +204,10 @@ impl Parameter {
         if let Some(t) = &s.value {
             return Ok(t.clone());
         }
-        let (init, ctx) = s.pending.clone().ok_or_else(|| s.missing())?;
+        let (init, ctx, draw) = s.pending.clone().ok_or_else(|| s.missing())?;
         s.fits(shape)?;
         s.shape = shape.to_vec();
-        s.create(&*init, &ctx)
+        s.create(&*init, &ctx, draw)
     }
 
     /// First values on `ctx`, now or, where the shape is not known, at the first forward pass.
@@ -221,9 +223,10 @@ impl Parameter {
             (None, Role::Scale | Role::RunningVar) => Arc::new(Constant(1.0)),
         };
         s.value = None;
-        s.pending = Some((init.clone(), *ctx));
+        let draw = random::next_draw();
+        s.pending = Some((init.clone(), *ctx, draw));
         if !s.shape.contains(&0) {
-            s.create(&*init, ctx)?;
+            s.create(&*init, ctx, draw)?;
         }
         Ok(())
     }
@@ -247,8 +250,8 @@ impl Parameter {
 }
 
 impl State {
-    fn create(&mut self, init: &dyn Init, ctx: &Context) -> Result<Tensor> {
-        let values = init.values_for(&self.name, &self.shape)?;
+    fn create(&mut self, init: &dyn Init, ctx: &Context, draw: Draw) -> Result<Tensor> {
+        let values = random::apart(draw, || init.values_for(&self.name, &self.shape))?;
         let n: usize = self.shape.iter().product();
         if values.len() != n {
             let reason = format!("the initializer gave {} values for {}", values.len(), Display(&self.shape));
