@@ -136,16 +136,59 @@ __device__ __forceinline__ bool put_line(scalar_t* to, const float (&v)[LINE], i
 #endif
 
 // What two values are when they have been stored.
-__device__ __forceinline__ void as_stored(float& low, float& high) {
-  if (PER == 1) return;
-  const unsigned word = pair_of(scalar_t(), low, high);
-  const scalar_t l = {(unsigned short)word}, h = {(unsigned short)(word >> 16)};
+__device__ __forceinline__ void as_stored(bf16, float& low, float& high) {
+  const unsigned word = f32_pair_to_bf16_bits(low, high);
+  low = __uint_as_float(word << 16), high = __uint_as_float(word & 0xffff0000u);
+}
+__device__ __forceinline__ void as_stored(f16, float& low, float& high) {
+  const unsigned word = f32_pair_to_f16_bits(low, high);
+  const f16 l = {(unsigned short)word}, h = {(unsigned short)(word >> 16)};
   low = load(&l), high = load(&h);
+}
+__device__ __forceinline__ void as_stored(float, float&, float&) {}
+
+// Sums over the eight lanes with the same t: those with 2i or 2i + 1 for g get that of v[i].
+__device__ __forceinline__ float transposed_sum(float (&v)[4], int g) {
+#pragma unroll
+  for (int half = 2; half > 0; half /= 2) {
+    const bool upper = g & 2 * half;
+#pragma unroll
+    for (int i = 0; i < half; ++i) {
+      const float kept = upper ? v[i + half] : v[i], sent = upper ? v[i] : v[i + half];
+      v[i] = kept + __shfl_xor_sync(0xffffffffu, sent, half * 8);
+    }
+  }
+  return v[0] + __shfl_xor_sync(0xffffffffu, v[0], 4);
+}
+
+// What a warp notes of its tiles, for each of a group's filters: pivot, sum and squares of struct Spread.
+#define WARPS 4
+#define SUMS 3
+template <int n> struct Unrolled {
+  enum { times = n };
+};
+
+// A block's filter i, all warps in order: sums are moved to the pivot of the first that has pixels.
+__device__ __forceinline__ void put_spreads(const Part& part, const float* spreads, const int* seen, int filters, int i) {
+  Spread<1> all;
+  int pixels = 0;
+  for (int warp = 0; warp < WARPS; ++warp, spreads += SUMS * filters) {
+    const int count = seen[warp];
+    if (count == 0) continue;
+    const float* at = spreads + i / 32 * SUMS * 32 + i % 32;
+    const float pivot = at[0], sum = at[32], squares = at[64];
+    if (pixels == 0) all.pivot[0] = pivot;
+    const float moved = pivot - all.pivot[0];
+    all.sum[0] += sum + count * moved;
+    all.squares[0] += squares + moved * (2 * sum + count * moved);
+    pixels += count;
+  }
+  all.put(part, pixels, 0, i);
 }
 
 // grid (blocks that take bands in turn, splits of the filters in groups of 32). Shared memory: the filters' fragments, the offset
-// of each of k's words from a pixel's first one, the warps' spreads, the image. bias (o) or null; noted: a part for each warp,
-// where PASS is 0.
+// of each of k's words from a pixel's first one, what warps note and of how many pixels, the image. bias (o) or null. Where PASS
+// is 0, what blocks with the same blockIdx.x compute is a part of `noted`.
 extern "C" __global__ void __launch_bounds__(128, RESIDENT)
     conv2d_stem(scalar_t* __restrict__ to, const scalar_t* __restrict__ x, const scalar_t* __restrict__ w,
                 const scalar_t* __restrict__ bias, const __grid_constant__ Stem s, const Parts noted) {
@@ -153,8 +196,9 @@ extern "C" __global__ void __launch_bounds__(128, RESIDENT)
   uint4* fragments = (uint4*)shared;
   int* offset = (int*)(fragments + s.groups * s.steps * SLOTS * 32);
   const int filters = s.groups * 32;
-  float* spreads = (float*)(offset + s.steps * 8);  // (warp, pivot or sum or squares, filter)
-  const int image_at = s.steps * (filters * SLOTS * 16 + 8 * 4) + 4 * 3 * filters * 4;
+  float* spreads = (float*)(offset + s.steps * 8);  // (warp, group, SUMS, 32)
+  int* seen = (int*)(spreads + WARPS * SUMS * filters);  // a warp's pixels
+  const int image_at = s.steps * (filters * SLOTS * 16 + 8 * 4) + WARPS * (SUMS * filters + 1) * 4;
   char* staged = shared + image_at;
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   pack_filters(s, w, fragments);
@@ -162,10 +206,8 @@ extern "C" __global__ void __launch_bounds__(128, RESIDENT)
     const int row = s.by_words.of(u);
     offset[u] = row < s.kh ? (row * s.dh * s.at_row + (u - row * s.words) * PER) * (int)sizeof(scalar_t) : 0;
   }
-  for (int i = threadIdx.x; i < 4 * 3 * filters; i += blockDim.x) spreads[i] = 0;
+  for (int i = threadIdx.x; i < WARPS * (SUMS * filters + 1); i += blockDim.x) spreads[i] = 0;
   clear(staged, s.bytes);
-  float* own = spreads + threadIdx.x / 32 * 3 * filters;
-  int seen = 0;  // pixels of this warp
   __syncthreads();
 #pragma unroll 1
   for (int band = blockIdx.x; band < s.all; band += gridDim.x) {
@@ -272,37 +314,7 @@ extern "C" __global__ void __launch_bounds__(128, RESIDENT)
           for (int e = 0; e < LINE; ++e) line[e] = VALUE(k, e) + added;
           broken |= put_line(at, line, count);
         }
-#if PASS == 0
-        if (noted.to) {
-          float* spread = own + group * 32 + 8 * t;
-#pragma unroll
-          for (int e = 0; e < 8; e += 2) {
-            float low = VALUE(0, e), high = VALUE(0, e + 1), sums[4] = {};
-            as_stored(low, high);
-            low = __shfl_sync(0xffffffffu, low, t), high = __shfl_sync(0xffffffffu, high, t);
-            if (seen) low = spread[e], high = spread[e + 1];
-#pragma unroll
-            for (int k = 0; k < 8; ++k) {
-              float l = VALUE(k, e), h = VALUE(k, e + 1);
-              as_stored(l, h);
-              if (first + k * 8 + g >= pixels) continue;
-              l -= low, h -= high;
-              sums[0] += l, sums[1] += h, sums[2] += l * l, sums[3] += h * h;
-            }
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-#pragma unroll
-              for (int distance = 4; distance < 32; distance *= 2) sums[i] += __shfl_xor_sync(0xffffffffu, sums[i], distance);
-            if (g == 0) {
-              spread[e] = low, spread[e + 1] = high;
-              spread[filters + e] += sums[0], spread[filters + e + 1] += sums[1];
-              spread[2 * filters + e] += sums[2], spread[2 * filters + e + 1] += sums[3];
-            }
-          }
-          __syncwarp();
-        }
-#endif
-        if (broken) {
+        auto repair = [&] {
 #pragma unroll 1
           for (int k = 0; k < 64; ++k) {
             int p, o;
@@ -312,17 +324,59 @@ extern "C" __global__ void __launch_bounds__(128, RESIDENT)
             const int row = s.by_ow.of(p);
             store(at, plain(s, image, w + o * s.w_at[0], row0 + row, p - row * s.ow) + (bias ? load(bias + o) : 0.f));
           }
+        };
+#if PASS == 0
+        // Adds up what the warp has stored of filters 8t + e and 8t + e + 1: a lane's are value(k, e), k of eight pixels.
+        auto note = [&](int e, auto unrolled, const auto& value) {
+          float* at = spreads + (threadIdx.x / 32 * s.groups + group) * SUMS * 32 + 8 * t + e;
+          float2 pivot = *(const float2*)at;
+          const bool begins = seen[threadIdx.x / 32] == 0;
+          if (begins) {
+            pivot = make_float2(value(0, e), value(0, e + 1));
+            as_stored(scalar_t(), pivot.x, pivot.y);
+            pivot.x = __shfl_sync(0xffffffffu, pivot.x, t), pivot.y = __shfl_sync(0xffffffffu, pivot.y, t);
+          }
+          float sums[4] = {};  // and the squares
+#pragma unroll(unrolled.times)
+          for (int k = 0; k < 8; ++k) {
+            float low = value(k, e), high = value(k, e + 1);
+            as_stored(scalar_t(), low, high);
+            if (first + k * 8 + g >= pixels) continue;
+            low -= pivot.x, high -= pivot.y;
+            sums[0] += low, sums[1] += high, sums[2] += low * low, sums[3] += high * high;
+          }
+          const float sum = transposed_sum(sums, g);
+          if (g % 2 == 0) at[(1 + g / 4) * 32 + g / 2 % 2] += sum;
+          if (begins && g == 0) *(float2*)at = pivot;
+        };
+        if (__any_sync(0xffffffffu, broken)) {
+          // Seldom: few instructions, and no registers.
+          if (broken) repair();
+          auto stored = [&](int k, int e) {
+            int p, o;
+            const scalar_t* at = line_of(k, p, o) + e;
+            return e < count_of(p, o) ? load(at) : 0.f;
+          };
+#pragma unroll 1
+          for (int e = 0; e < 8 && noted.to; e += 2) note(e, Unrolled<1>(), stored);
+        } else if (noted.to) {
+#pragma unroll
+          for (int e = 0; e < 8; e += 2) note(e, Unrolled<8>(), [&](int k, int e) { return VALUE(k, e); });
         }
+#else
+        if (broken) repair();
+#endif
       }
-      seen += pixels - first < 64 ? pixels - first : 64;
+      if (PASS == 1) continue;
+      __syncwarp();
+      if (lane == 0) seen[threadIdx.x / 32] += pixels - first < 64 ? pixels - first : 64;
+      __syncwarp();
     }
     __syncthreads();  // the image's place is free
   }
-  const Part part = {noted, (int)(blockIdx.x * 4 + threadIdx.x / 32), (int)blockIdx.y * filters, s.o};
-  for (int i = lane; PASS == 0 && noted.to && i < filters; i += 32) {
-    if (part.first + i >= s.o) continue;
-    Spread<1> spread;
-    spread.pivot[0] = own[i], spread.sum[0] = own[filters + i], spread.squares[0] = own[2 * filters + i];
-    spread.put(part, seen, 0, i);
-  }
+#if PASS == 0
+  if (!noted.to) return;
+  const Part part = {noted, (int)blockIdx.x, (int)blockIdx.y * filters, s.o};
+  for (int i = threadIdx.x; i < filters && part.first + i < s.o; i += blockDim.x) put_spreads(part, spreads, seen, filters, i);
+#endif
 }

@@ -207,9 +207,10 @@ impl<'a> Job<'a> {
         match self.pass {
             Pass::Weight(..) => bytes.max(groups * FILTERS * (TAPS + 2) * 4),
             _ => {
-                bytes
-                    + groups * (steps * if self.math == Math::Split { 2048 } else { 1024 } + WARPS * 3 * FILTERS * 4)
-                    + steps * 32
+                let fragments = steps * if self.math == Math::Split { 2048 } else { 1024 };
+                // What warps note, and of how many pixels.
+                let noted = WARPS * 3 * FILTERS * 4;
+                bytes + groups * (fragments + noted) + WARPS * 4 + steps * 32
             }
         }
     }
@@ -362,7 +363,7 @@ pub(super) fn forward(x: &Array, w: &Array, b: Option<&Array>, s: &ConvShape) ->
     let y = Array::uninit(&output(s), x.dtype(), x.layout(), &x.context())?;
     let Some(job) = Job::new(s, Pass::Forward(x.layout()), &y)? else { return Ok(None) };
     let Some(plan) = job.best() else { return Ok(None) };
-    let moments = Moments::room(&y, plan.blocks * WARPS)?;
+    let moments = Moments::room(&y, plan.blocks)?;
     let launch = Launch::new(&y, "conv2d_stem.cu", "conv2d_stem", &job.defines(y.dtype()))?
         .array(&y)
         .array(x)

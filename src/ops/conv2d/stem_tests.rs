@@ -11,6 +11,7 @@ use crate::{
     cpu,
     ops::{
         mma_tests::{BRAIN, EXACT, HALF, Math, TF32, gpu},
+        moments::Moments,
         moments_tests::{self, Geometry},
     },
     precision::{self, Precision},
@@ -99,18 +100,47 @@ fn stems_agree_at_every_edge() -> Result<()> {
     Ok(())
 }
 
-/// Statistics that a batch normalization behind it takes, of warps with several tiles, one, or none.
+/// Statistics that a batch normalization behind it takes, of blocks and warps with several tiles, one, or none. Means are a thousand
+/// deviations where the dtype has such numbers.
 #[test]
 fn what_stems_store_is_noted() -> Result<()> {
-    for (i, math) in [BRAIN, HALF, TF32, EXACT].into_iter().enumerate() {
+    for (i, (math, far)) in [(BRAIN, 0.0), (HALF, 30.0), (TF32, 1000.0), (EXACT, 1000.0)].into_iter().enumerate() {
         let Some(gpu) = gpu(least(&math)) else { continue };
         for (j, geometry) in geometries().into_iter().enumerate().filter(|(j, g)| (i + j) % 2 == 0 && g.1[0] > 1) {
             let force = Force { rows: [100, 3, 1][j % 3], groups: 1 + j % 2, blocks: [1, 2, 7][j % 3] };
-            let [x, w, b] = moments_tests::inputs(&geometry, 40.0)?;
-            REACHED.set(0);
-            let y = forced(force, || moments_tests::convolve(math, [&x, &w, &b], geometry.2, &gpu))?;
-            assert_eq!(REACHED.get(), 1);
-            moments_tests::check(&y, &(math, force, geometry))?;
+            let [x, w, b] = moments_tests::inputs(&geometry, far)?;
+            let notes = || -> Result<(Array, Vec<f32>)> {
+                REACHED.set(0);
+                let y = forced(force, || moments_tests::convolve(math, [&x, &w, &b], geometry.2, &gpu))?;
+                assert_eq!(REACHED.get(), 1);
+                let (sums, parts) = Moments::of(&y, w.shape()[0], y.len() / w.shape()[0])?.expect("a note");
+                assert_eq!(parts, force.blocks, "{math:?} {force:?} {geometry:?}");
+                Ok((y, sums.to_vec::<f32>()?))
+            };
+            let (y, numbers) = notes()?;
+            moments_tests::check(&y, &(math, force, &geometry))?;
+            let bits = |v: &[f32]| v.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&numbers), bits(&notes()?.1), "{math:?} {force:?} {geometry:?}");
+        }
+    }
+    Ok(())
+}
+
+/// What is stored counts, not what was before it was computed again: infinite pixels that no output reads, beside those that fill k.
+#[test]
+fn what_is_repaired_is_noted() -> Result<()> {
+    for math in [BRAIN, HALF] {
+        let Some(gpu) = gpu(least(&math)) else { continue };
+        let mut image = random(&[2, 1, 9, 31], 1)?.to_f64_vec()?;
+        // Outputs read columns 0, 3, 6, …
+        [1, 31 + 7, 9 * 31 + 4, 11 * 31 + 22].into_iter().for_each(|i| image[i] = f64::INFINITY);
+        let x = Array::from_vec(image, &[2, 1, 9, 31], &cpu())?;
+        let (w, b) = (random(&[40, 1, 1, 1], 2)?, random(&[40], 3)?);
+        for (rows, blocks) in [(2, 2), (9, 1)] {
+            let force = Force { rows, groups: 2, blocks };
+            let options = Conv2dOptions::new().stride([1, 3]);
+            let y = forced(force, || moments_tests::convolve(math, [&x, &w, &b], options, &gpu))?;
+            moments_tests::check(&y, &(math, force))?;
         }
     }
     Ok(())
