@@ -266,8 +266,8 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, TILE_RESIDENT)
   }
 }
 
-// grid (tiles of output channels and taps, parts, groups), a part being `chunk` output pixels; dw (o, c / groups, kh, kw) row-major.
-// With `parts` not null the sums go there instead, (part, o, c / groups, kh, kw), for sum_parts.
+// grid (tiles of output channels and taps, parts, groups), a part being `chunk` output pixels; dw (o, c / groups, kh, kw) by the filters' strides.
+// With `parts` not null the sums go there instead, (part, as dw), for sum_parts.
 extern "C" __global__ void __launch_bounds__(TILE_THREADS)
     conv2d_bwd_weight(scalar_t* __restrict__ dw, acc_t* __restrict__ parts, const scalar_t* __restrict__ dy,
                       const scalar_t* __restrict__ x, const Conv s, i64 chunk) {
@@ -288,7 +288,7 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS)
       for (int i = 0; i < 4; ++i) {
         i64 o = o0 + tile_row(i);
         if (o >= og) continue;
-        i64 at = ((((i64)g * og + o) * cg + t.c) * s.kh + t.i) * s.kw + t.j;
+        i64 at = ((i64)g * og + o) * s.f[0] + t.c * s.f[1] + t.i * s.f[2] + t.j * s.f[3];
         if (parts) parts[blockIdx.y * s.o * taps + at] = sum[i][j];
         else store(dw + at, sum[i][j]);
       }
