@@ -98,7 +98,7 @@ fn exploding(page: &Page) -> Result<()> {
 
 /// Fewer steps with a rate that grows with the batch: what the linear rule makes of SGD, and LARS.
 fn large_batches(page: &Page) -> Result<()> {
-    let (small, large, lr, epochs) = if page.quick { (32, 512, 0.02, 4) } else { (128, 4096, 0.02, 10) };
+    let (small, large, lr, epochs) = if page.quick { (32, 512, 0.005, 4) } else { (128, 4096, 0.02, 10) };
     let scaled = lr * (large / small) as f64;
     println!("two hidden layers of 128, {epochs} epochs, momentum 0.9, decay 0.0005:");
     let mut curves = Vec::new();
