@@ -183,6 +183,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
   extern __shared__ __align__(128) char shared[];
   const int g = blockIdx.z, cg = s.c / s.groups, og = s.o / s.groups, taps = s.kh * s.kw;
   const int begin = blockIdx.y * s.chunk;
+  Part part = {};  // made here: in the generic lambda below NVRTC 12.9 dies of it
+  if (PASS == 0) part = {noted, 0, g * og, s.o};
   auto end_of = [&](int k) { return k - begin < s.chunk ? k : begin + s.chunk; };
   auto tile_sums = [&](const auto& a, const auto& b, const auto& out, int k, i64 size, int m, int n, unsigned block) {
     if (block >= tiles_down(m) * tiles_across(n)) return;  // the whole block: a phase with fewer pixels than the first one
@@ -190,8 +192,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     const int end = end_of(k);
     Sums sum = {};
     mma_product(sum, a, tile.m0, b, tile.n0, begin, end, shared);
-    const Target target = {to, parts ? parts + blockIdx.y * size : parts, bias ? bias + g * og : bias, m, n,
-                           PASS == 0 ? Part{noted, 0, g * og, s.o} : Part{}};
+    const Target target = {to, parts ? parts + blockIdx.y * size : parts, bias ? bias + g * og : bias, m, n, part};
     put_sums(sum, target, out, tile.m0, tile.n0, (float*)shared,
              [&](int m, int n) { return plain_product(a, m, b, n, begin, end); });
   };

@@ -283,7 +283,9 @@ fn every_variant_compiles_for_every_architecture() {
             }
         }
         if !output.status.success() {
-            failures.push(text.split_once("FAILED ").map_or(text.clone(), |(_, log)| log.to_owned()));
+            let died =
+                || format!("{}, in\n{}", output.status, text.lines().rfind(|l| l.starts_with("begun")).unwrap_or("no program"));
+            failures.push(text.split_once("FAILED ").map_or_else(died, |(_, log)| log.to_owned()));
         }
     }
     assert!(failures.is_empty(), "NVRTC {:?} refused:\n{}", compiler.version, failures.join("\n"));
@@ -385,6 +387,8 @@ fn child(compiler: &Compiler, jobs: &[Job], i: usize, n: usize) {
         let place = job.place(compiler);
         let mut lines = place.as_ref().and_then(|p| fs::read_to_string(p).ok()).unwrap_or_default();
         if lines.is_empty() {
+            // A compiler that dies takes this process along.
+            writeln!(out, "begun\t{}\t{}\t{}", job.file, job.options.join(" "), job.arch).unwrap();
             let kernels = match job.usage(compiler) {
                 Ok(kernels) => kernels,
                 Err(e) => {
