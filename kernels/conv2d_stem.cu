@@ -12,7 +12,7 @@
 #include "stem.cuh"
 
 // Blocks of four warps on a multiprocessor: a limit to the registers of a thread.
-#define RESIDENT (SPLIT ? 2 : 4)
+#define RESIDENT (SPLIT ? 2 : PASS == 1 ? 3 : 4)
 
 // In each lane (4g + t), fragments hold pixels or filters g + 8q along m. Along n, lanes get columns 2t and 2t + 1 of each eight
 // as sums: columns are permuted so that these are eight neighbours, a line that is stored at once. Without tensor cores a lane

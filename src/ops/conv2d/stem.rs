@@ -250,8 +250,8 @@ impl<'a> Job<'a> {
         let [n, o, oh, ow] = output(s);
         let shared = self.shared(rows, groups);
         let limit = match (self.math, self.pass) {
-            (Math::Split, Pass::Weight(..)) => 3,
-            (Math::Split, _) => 2,
+            (Math::Split, Pass::Weight(..)) | (Math::Tensor | Math::Plain, Pass::Forward(Layout::RowMajor)) => 3,
+            (Math::Split, Pass::Forward(_)) => 2,
             _ => 4,
         };
         let resident = (self.chip.shared() / (shared + 1024)).min(limit);
