@@ -13,8 +13,6 @@ mod dropout;
 mod index;
 pub(crate) mod layout;
 mod matmul;
-mod matmul_mma;
-mod matmul_wgmma;
 mod mma;
 #[cfg(test)]
 mod mma_tests;

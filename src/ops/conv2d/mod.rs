@@ -2,14 +2,12 @@
 
 mod depthwise;
 mod device;
-mod halo;
 mod host;
 mod mma;
 mod pair;
 mod stem;
 #[cfg(test)]
 mod stem_tests;
-mod tf32;
 mod wgmma;
 
 use super::{

@@ -1,12 +1,10 @@
 //! Matrix products on tensor cores: launches of `kernels/matmul_mma.cu`.
 
-use super::{
-    mma::{self, LIMIT, Plan, Work},
-    product::{Product, View, sum_parts},
-};
+use super::{Product, View, sum_parts};
 use crate::{
     Array, Result,
     cuda::{Dims, Launch},
+    ops::mma::{self, LIMIT, Plan, Work},
     shape::numel,
 };
 

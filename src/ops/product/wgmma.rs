@@ -1,14 +1,17 @@
 //! Matrix products by wgmma: launches of `kernels/matmul_wgmma.cu`.
 
 use super::{
-    UnaryKind,
-    matmul_mma::{Lines, lines},
-    product::{Product, View, sum_parts},
-    wgmma::{self, Plan, Span, Tile, Work},
+    Product, View,
+    mma::{Lines, lines},
+    sum_parts,
 };
 use crate::{
     Array, DType, Layout, Result,
     cuda::{Dims, Launch, TensorMap},
+    ops::{
+        UnaryKind,
+        wgmma::{self, Plan, Span, Tile, Work},
+    },
     shape::numel,
 };
 

@@ -3,6 +3,9 @@
 //! y[o] = f(Σᵣ a[o, r] b[o, r] (+ bias)), f maybe an activation, with a (m, k), b (k, n), y (m, n). A transpose swaps strides, a broadcast axis has
 //! stride 0, and the gradient of a broadcast operand is a sum over r.
 
+mod mma;
+mod wgmma;
+
 use crate::{
     Array, Context, DType, Error, Layout, Result,
     cpu::{

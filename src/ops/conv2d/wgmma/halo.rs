@@ -1,7 +1,7 @@
 //! 3x3 convolutions of stride 1 and padding 1 by wgmma, whose pixels are loaded once for all taps: launches of
 //! `kernels/conv3x3_wgmma.cu`.
 
-use super::wgmma::{Store, filters};
+use super::{Store, filters};
 use crate::{
     Array, DType, Layout, Result,
     cuda::{Launch, Swizzle, TensorMap},
@@ -331,7 +331,7 @@ mod tests {
             let columns = halo.tiles[1] * halo.tiles[2] * halo.tile.columns();
             assert!(columns as f64 * 0.7 < (n * h * w) as f64 && c.is_multiple_of(halo.tile.rows()), "{shape:?}: {halo:?}");
         }
-        let source = include_str!("../../../kernels/conv3x3_wgmma.cu");
+        let source = include_str!("../../../../kernels/conv3x3_wgmma.cu");
         for copies in [1, 2] {
             let stages = HaloWeight::stages(copies);
             assert!(source.contains(&format!("PASS=2; DOWN=1; ACROSS=3; COLS=192; STAGES={stages}; RESIDENT=1;")));
