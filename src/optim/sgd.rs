@@ -98,18 +98,8 @@ impl Sgd {
 
 impl Sgd {
     fn all(&mut self, updates: &mut [Update], unscale: Option<&Array>) -> Result<()> {
-        self.together.update(self.form, &mut self.state, updates, unscale)?;
-        let host: Vec<_> = updates.iter_mut().filter(|u| !u.w.context().is_gpu()).collect();
-        let factor = unscale.filter(|_| !host.is_empty()).map_or(Ok(1.0), Array::item)?;
-        for u in host {
-            if factor == 0.0 {
-                // As on a GPU, where the host does not learn of it.
-                self.state.count(u.index);
-                continue;
-            }
-            self.update(u.index, u.w, u.grad, &u.step.scaled(factor))?;
-        }
-        Ok(())
+        let rest = self.together.update(self.form, &mut self.state, updates, unscale)?;
+        rest.into_iter().try_for_each(|(u, step)| self.update(u.index, u.w, u.grad, &step))
     }
 }
 

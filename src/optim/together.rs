@@ -101,14 +101,15 @@ impl Clone for Together {
 }
 
 impl Together {
-    /// Those of `updates` that are on a GPU, in one launch for each device and dtype; see [`super::Optimizer::update_all_scaled`].
-    pub(super) fn update(
+    /// Those of `updates` that are on a GPU, in one launch for each device and dtype; gives the others, which are to be updated
+    /// one by one. See [`super::Optimizer::update_all_scaled`].
+    pub(super) fn update<'u, 'a>(
         &mut self,
         formula: impl Formula + 'static,
         state: &mut State,
-        updates: &mut [Update],
+        updates: &'u mut [Update<'a>],
         unscale: Option<&Array>,
-    ) -> Result<()> {
+    ) -> Result<Vec<(&'u mut Update<'a>, Step)>> {
         let formula: Arc<dyn Formula> = Arc::new(formula);
         let (op, mut groups) = (formula.kernel().0, Vec::new());
         distinct(op, updates)?;
@@ -123,7 +124,18 @@ impl Together {
             let group = updates.iter_mut().filter(|u| u.w.context() == ctx && u.w.dtype() == dtype).collect();
             self.launch(&formula, state, group, unscale, (ctx, dtype))?;
         }
-        Ok(())
+        let host: Vec<_> = updates.iter_mut().filter(|u| !u.w.context().is_gpu()).collect();
+        let factor = unscale.filter(|_| !host.is_empty()).map_or(Ok(1.0), Array::item)?;
+        if factor == 0.0 {
+            // Counted as on a GPU, where the host does not learn of it.
+            host.iter().for_each(|u| state.count(u.index));
+            return Ok(Vec::new());
+        }
+        let scaled = |u: &'u mut Update<'a>| {
+            let step = u.step.scaled(factor);
+            (u, step)
+        };
+        Ok(host.into_iter().map(scaled).collect())
     }
 
     fn launch(

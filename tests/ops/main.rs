@@ -21,7 +21,14 @@ mod shapes;
 mod softmax;
 mod unary;
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
 
 use hadal::{Array, DType, Layout, Result, autograd::Op, check, cpu};
 
@@ -98,20 +105,31 @@ fn cases() -> Vec<Case> {
     all
 }
 
-/// Runs `f` over the table and reports all failures together. `HADAL_OPS=MaxPool2d,Dropout` names the only types to try, for checks
-/// that are slow.
-fn for_all(f: impl Fn(&Case) -> Result<()>) {
-    let mut failures = Vec::new();
+/// Runs `f` over the table, on all cores, and reports all failures together. `HADAL_OPS=MaxPool2d,Dropout` names the only types to
+/// try, for checks that are slow.
+fn for_all(f: impl Fn(&Case) -> Result<()> + Sync) {
     let mut cases = cases();
     if let Ok(types) = std::env::var("HADAL_OPS") {
         cases.retain(|c| types.split(',').any(|t| t == c.type_name));
         assert!(!cases.is_empty(), "HADAL_OPS={types} names no op of the table");
     }
-    for case in &cases {
-        if let Err(e) = f(case) {
-            failures.push(format!("{}: {e}", case.label()));
+    // Most of the time goes into the compiler: one after the other they would leave all cores but one idle.
+    let (next, failures) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let work = || {
+        while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if let Err(e) = f(case) {
+                failures.lock().unwrap().push(format!("{}: {e}", case.label()));
+            }
         }
-    }
+    };
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+            // By the test's name GPU checks are counted.
+            let name = thread::current().name().unwrap_or_default().to_owned();
+            thread::Builder::new().name(name).spawn_scoped(scope, work).unwrap();
+        }
+    });
+    let failures = failures.into_inner().unwrap();
     assert!(failures.is_empty(), "{} of {} cases failed:\n{}", failures.len(), cases.len(), failures.join("\n"));
 }
 
