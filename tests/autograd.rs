@@ -8,7 +8,7 @@ use std::sync::{
 use hadal::{
     Array, Error, Result, Tensor,
     autograd::{self, GradReq, Op, Saved, apply1},
-    cpu,
+    check, cpu,
 };
 
 fn x() -> Result<Tensor> {
@@ -222,6 +222,34 @@ fn an_op_may_add_to_what_has_arrived() -> Result<()> {
     let y = autograd::record(|| &apply1(Sum { none: false, seen: seen.clone() }, &[&x])? + &x.square()?)?;
     y.backward()?;
     assert_eq!((x.grad()?.to_vec()?, seen.load(Ordering::Relaxed)), (vec![3., -3., 7.], 0));
+    Ok(())
+}
+
+/// Says that it adds to what has arrived, and gives its own gradient alone.
+#[derive(Debug)]
+struct Forgets;
+
+impl Op for Forgets {
+    fn name(&self) -> &'static str {
+        "forgets"
+    }
+    fn forward(&self, x: &[&Array], _: &mut Saved) -> Result<Vec<Array>> {
+        Ok(vec![x[0].clone()])
+    }
+    fn backward(&self, _: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
+        Ok(vec![Some(dy[0].clone())])
+    }
+    fn adds(&self, _i: usize) -> bool {
+        true
+    }
+}
+
+#[test]
+fn the_check_finds_an_op_that_does_not_add_what_it_says() -> Result<()> {
+    let (x, seen) = (x()?.array(), Arc::new(AtomicUsize::new(0)));
+    check::parity(&Sum { none: false, seen }, &[x.clone(), x.clone()], &cpu(), &cpu())?;
+    let e = check::parity(&Forgets, &[x], &cpu(), &cpu()).unwrap_err().to_string();
+    assert!(e.contains("forgets: the gradient of input 0 is not its own and what has arrived"), "{e}");
     Ok(())
 }
 
