@@ -22,6 +22,8 @@ mod splice;
 mod tensor_map;
 pub(crate) mod tune;
 #[cfg(test)]
+mod tune_conv_tests;
+#[cfg(test)]
 mod tune_tests;
 
 pub(crate) use device::{device, device_count};

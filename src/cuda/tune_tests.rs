@@ -32,7 +32,7 @@ fn ask(d: &std::sync::Arc<super::device::Device>, shape: &[usize]) -> Result<(u3
 }
 
 /// A new, empty cache folder.
-fn folder(name: &str) -> PathBuf {
+pub(super) fn folder(name: &str) -> PathBuf {
     let folder = std::env::temp_dir().join(format!("hadal-{name}-{}", std::process::id()));
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder).expect("a folder");

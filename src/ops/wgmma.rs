@@ -208,6 +208,30 @@ pub(crate) fn tuned(
     model: Plan,
     run: &dyn Fn(&Plan) -> Result<()>,
 ) -> Result<Plan> {
+    let steps = work.spans.iter().map(|s| s.steps).max().unwrap_or(0);
+    let of = |c: &Choice| Plan::of(*c, steps, &model);
+    let all = || all(&model, y, tiles, work).iter().map(|p| (p.time, p.choice())).collect();
+    pick(y, (family, shape), model.choice(), &all, &|c| run(&of(c))).map(|c| of(&c))
+}
+
+/// All plans for `work` on the device of `like`.
+pub(crate) fn all(like: &Plan, y: &Array, tiles: &[Tile], work: &Work) -> Vec<Plan> {
+    let mut all = Vec::new();
+    plans(like.multiprocessors, y.dtype().size(), tiles, work, &mut |plan| all.push(plan));
+    all
+}
+
+/// Candidates, and the clocks that the model expects of each.
+pub(crate) type Candidates = Vec<(f64, Choice)>;
+
+/// The same for what has other ways than plans, in numbers of its own: the choice among all that the model does not find hopeless.
+pub(crate) fn pick(
+    y: &Array,
+    (family, shape): (&'static str, &[usize]),
+    model: Choice,
+    all: &dyn Fn() -> Candidates,
+    run: &dyn Fn(&Choice) -> Result<()>,
+) -> Result<Choice> {
     #[cfg(test)]
     if forced().is_some() {
         return Ok(model);
@@ -215,25 +239,29 @@ pub(crate) fn tuned(
     if tune::is_off()? {
         return Ok(model);
     }
-    let steps = work.spans.iter().map(|s| s.steps).max().unwrap_or(0);
-    let all = || {
-        let mut all = Vec::new();
-        plans(model.multiprocessors, y.dtype().size(), tiles, work, &mut |plan| all.push(plan));
-        all.sort_by(|a, b| a.time.total_cmp(&b.time));
+    let candidates = || {
+        let mut all = all();
+        all.sort_by(|a, b| a.0.total_cmp(&b.0));
         // What the model finds hopeless is not worth compiling.
-        let most = all.first().map_or(0.0, |p| p.time * 2.5);
-        all.into_iter().filter(|p| p.time <= most).map(|p| p.choice()).take(CANDIDATES).collect()
+        let most = all.first().map_or(0.0, |(time, _)| time * 2.5);
+        let mut few: Vec<Choice> = Vec::new();
+        for (_, choice) in all.into_iter().filter(|(time, _)| *time <= most) {
+            if few.len() < CANDIDATES && !few.contains(&choice) {
+                few.push(choice);
+            }
+        }
+        few
     };
-    let mut key = [0; 32];
-    let len = 1 + shape.len();
-    let Some(slots) = key.get_mut(1..len) else {
-        return Err(Error::invalid(family, "a key of more than 32 numbers"));
+    let mut key = [0; 40];
+    let len = 2 + shape.len();
+    let Some(slots) = key.get_mut(2..len) else {
+        return Err(Error::invalid(family, "a key of more than 38 numbers"));
     };
     slots.copy_from_slice(shape);
-    key[0] = y.dtype() as usize;
+    // The precision is that of f32.
+    (key[0], key[1]) = (y.dtype() as usize, if y.dtype() == DType::F32 { precision::get() as usize } else { 0 });
     let problem = Problem { device: y.cuda("wgmma")?.owner(), family, shape: &key[..len] };
-    let of = |c: &Choice| Plan::of(*c, steps, &model);
-    tune::choose(&problem, model.choice(), &all, &|c| run(&of(c))).map(|c| of(&c))
+    tune::choose(&problem, model, &candidates, run)
 }
 
 fn choose(multiprocessors: usize, size: usize, tiles: &[Tile], work: &Work) -> Option<Plan> {
@@ -291,12 +319,12 @@ fn plans(multiprocessors: usize, size: usize, tiles: &[Tile], work: &Work, f: &m
 
 impl Plan {
     /// The plan in the tuner's numbers.
-    fn choice(&self) -> Choice {
+    pub(crate) fn choice(&self) -> Choice {
         [self.tile.down, self.tile.across, self.tile.cols, self.parts].map(|v| v as u32)
     }
 
     /// The plan of these numbers for sums over `steps` steps, on the device of `like`.
-    fn of(choice: Choice, steps: usize, like: &Plan) -> Self {
+    pub(crate) fn of(choice: Choice, steps: usize, like: &Plan) -> Self {
         let [down, across, cols, parts] = choice.map(|v| v as usize);
         Plan::new(Tile { down, across, cols }, parts, steps, like.multiprocessors)
     }

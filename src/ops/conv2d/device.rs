@@ -60,17 +60,25 @@ impl Sizes {
 
 /// Both convolutions of a pair, in one launch where the kernels for Hopper take it.
 pub(super) fn forward_pair(op: &'static str, x: &Array, convs: &[Filters; 2]) -> Result<Vec<Array>> {
-    match wgmma::forward(x, convs)? {
-        Some(both) => Ok(both),
-        None => convs.iter().map(|&(w, b, s)| forward(op, x, w, b, s)).collect(),
-    }
+    wgmma::forward(x, convs)?.map_or_else(|| forward_otherwise(op, x, convs), Ok)
+}
+
+/// What [`wgmma`] leaves to others: a pair one by one.
+pub(super) fn forward_otherwise(op: &'static str, x: &Array, convs: &[Filters]) -> Result<Vec<Array>> {
+    let &[(w, b, s)] = convs else {
+        return convs.iter().map(|&(w, b, s)| forward(op, x, w, b, s)).collect();
+    };
+    let y = mma::forward(x, w, b, s)?;
+    Ok(vec![y.map_or_else(|| general_forward(op, x, w, b, s), Ok)?])
 }
 
 /// The sum of the gradients of an x that one or two convolutions have, and of what has `arrived` for it, which may be written.
 pub(super) fn backward_data(op: &'static str, convs: &[Gradient], arrived: Option<&Array>) -> Result<Array> {
-    if let Some(dx) = wgmma::backward_data(convs, arrived)? {
-        return Ok(dx);
-    }
+    wgmma::backward_data(convs, arrived)?.map_or_else(|| backward_data_otherwise(op, convs, arrived), Ok)
+}
+
+/// What [`wgmma`] leaves to others; `arrived` is not written.
+pub(super) fn backward_data_otherwise(op: &'static str, convs: &[Gradient], arrived: Option<&Array>) -> Result<Array> {
     let mut dx = match convs {
         [one] => alone(op, one)?,
         _ => backward_data(op, &convs[..1], None)?,
@@ -85,10 +93,16 @@ pub(super) fn backward_data(op: &'static str, convs: &[Gradient], arrived: Optio
 }
 
 pub(super) fn backward_weight_pair(op: &'static str, x: &Array, convs: &[(&Array, &ConvShape); 2]) -> Result<Vec<Array>> {
-    match wgmma::backward_weight(x, convs)? {
-        Some(both) => Ok(both),
-        None => convs.iter().map(|&(dy, s)| backward_weight(op, dy, x, s)).collect(),
-    }
+    wgmma::backward_weight(x, convs)?.map_or_else(|| backward_weight_otherwise(op, x, convs), Ok)
+}
+
+/// What [`wgmma`] leaves to others: a pair one by one.
+pub(super) fn backward_weight_otherwise(op: &'static str, x: &Array, convs: &[(&Array, &ConvShape)]) -> Result<Vec<Array>> {
+    let &[(dy, s)] = convs else {
+        return convs.iter().map(|&(dy, s)| backward_weight(op, dy, x, s)).collect();
+    };
+    let dw = mma::backward_weight(dy, x, s)?;
+    Ok(vec![dw.map_or_else(|| general_backward_weight(op, dy, x, s), Ok)?])
 }
 
 fn defines(y: &Array, layout: Layout) -> [(&'static str, Define); 2] {
@@ -110,13 +124,9 @@ pub(super) fn forward(op: &'static str, x: &Array, w: &Array, b: Option<&Array>,
     if let Some(y) = depthwise::forward(x, w, b, s)? {
         return Ok(y);
     }
-    if let Some(y) = wgmma::forward(x, &[(w, b, s)])?.and_then(|mut y| y.pop()) {
-        return Ok(y);
-    }
-    if let Some(y) = mma::forward(x, w, b, s)? {
-        return Ok(y);
-    }
-    general_forward(op, x, w, b, s)
+    let convs = [(w, b, s)];
+    let mut y = wgmma::forward(x, &convs)?.map_or_else(|| forward_otherwise(op, x, &convs), Ok)?;
+    Ok(y.remove(0))
 }
 
 /// By `conv2d.cu`.
@@ -169,12 +179,13 @@ pub(super) fn backward_weight(op: &'static str, dy: &Array, x: &Array, s: &ConvS
     if let Some(dw) = depthwise::backward_weight(dy, x, s)? {
         return Ok(dw);
     }
-    if let Some(dw) = wgmma::backward_weight(x, &[(dy, s)])?.and_then(|mut dw| dw.pop()) {
-        return Ok(dw);
-    }
-    if let Some(dw) = mma::backward_weight(dy, x, s)? {
-        return Ok(dw);
-    }
+    let convs = [(dy, s)];
+    let mut dw = wgmma::backward_weight(x, &convs)?.map_or_else(|| backward_weight_otherwise(op, x, &convs), Ok)?;
+    Ok(dw.remove(0))
+}
+
+/// By `conv2d.cu`.
+fn general_backward_weight(op: &'static str, dy: &Array, x: &Array, s: &ConvShape) -> Result<Array> {
     let layout = x.layout();
     let dy = dy.to_layout(layout)?;
     let shape = [s.o, s.c / s.groups, s.kernel[0], s.kernel[1]];

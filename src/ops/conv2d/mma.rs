@@ -27,7 +27,7 @@ struct Sizes {
 
 /// The three passes, as `PASS` counts them.
 #[derive(Clone, Copy)]
-enum Pass {
+pub(super) enum Pass {
     Forward,
     Data,
     Weight,
@@ -188,7 +188,7 @@ pub(super) fn backward_weight(dy: &Array, x: &Array, s: &ConvShape) -> Result<Op
     job.run(dw, &last(dy)?, &last(x)?, None).map(Some)
 }
 
-/// Clocks that the model expects of [`backward_weight`], if it takes it.
-pub(super) fn weight_time(dy: &Array, s: &ConvShape) -> Result<Option<f64>> {
-    Job::work(s, Pass::Weight, dy).map_or(Ok(None), |work| mma::time(dy, work))
+/// Clocks that the model expects of a pass, if it is taken; `like` is of the result's dtype.
+pub(super) fn time(pass: Pass, like: &Array, s: &ConvShape) -> Result<Option<f64>> {
+    Job::work(s, pass, like).map_or(Ok(None), |work| mma::time(like, work))
 }

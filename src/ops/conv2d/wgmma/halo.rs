@@ -1,10 +1,10 @@
 //! 3x3 convolutions of stride 1 and padding 1 by wgmma, whose pixels are loaded once for all taps: launches of
 //! `kernels/conv3x3_wgmma.cu`.
 
-use super::{Store, filters};
+use super::{Store, filters, way::Around};
 use crate::{
     Array, DType, Layout, Result,
-    cuda::{Launch, Swizzle, TensorMap},
+    cuda::{Launch, Swizzle, TensorMap, tune::Choice},
     ops::{
         moments::Moments,
         wgmma::{self, BANDWIDTH, SHARED, Tile},
@@ -49,20 +49,36 @@ pub(super) struct Halo {
     multiprocessors: usize,
 }
 
+impl Around for Halo {
+    fn time(&self) -> f64 {
+        self.time
+    }
+
+    fn choice(&self) -> Choice {
+        [self.tile.down, self.tile.across, self.tile.cols, 0].map(|v| v as u32)
+    }
+}
+
 impl Halo {
     /// For `to` (n, rows, h, w) from images of `channels` channels; `None` where other kernels are faster, or no tile fits.
     pub(super) fn new(to: &Array, channels: usize) -> Result<Option<Self>> {
-        let shape = [0, 1, 2, 3].map(|i| to.shape()[i]);
-        let multiprocessors = to.cuda("conv2d")?.owner().multiprocessors as usize;
-        let tiles = || Tile::HALO.iter().filter_map(|&tile| Self::of(tile, shape, channels, to.dtype(), multiprocessors));
         #[cfg(test)]
         if let Some(force) = wgmma::forced() {
+            let (shape, multiprocessors) = Self::sizes(to)?;
             return Ok(force.filter(|f| f.halo).and_then(|f| {
                 crate::ops::wgmma_tests::reached();
                 Self::of(Tile::HALO[f.tile % Tile::HALO.len()], shape, channels, to.dtype(), multiprocessors)
             }));
         }
-        let [n, rows, h, w] = shape;
+        let best = Self::all(to, channels)?.into_iter().min_by(|a, b| a.time.total_cmp(&b.time));
+        #[cfg(test)]
+        best.iter().for_each(|_| crate::ops::wgmma_tests::reached());
+        Ok(best)
+    }
+
+    /// All that other kernels are not sure to beat.
+    pub(super) fn all(to: &Array, channels: usize) -> Result<Vec<Self>> {
+        let (shape @ [n, rows, h, w], multiprocessors) = Self::sizes(to)?;
         let multiplications = [n, h, w, rows, channels, 9].iter().fold(1usize, |p, &v| p.saturating_mul(v));
         let depth = 128 / to.dtype().size();
         let worth = |halo: &Halo| {
@@ -70,10 +86,13 @@ impl Halo {
             multiplications >= wgmma::SMALL
                 && multiplications as f64 >= 0.5 * padded * (9 * channels.next_multiple_of(depth)) as f64
         };
-        let best = tiles().filter(worth).min_by(|a, b| a.time.total_cmp(&b.time));
-        #[cfg(test)]
-        best.iter().for_each(|_| crate::ops::wgmma_tests::reached());
-        Ok(best)
+        let tiles = Tile::HALO.iter().filter_map(|&tile| Self::of(tile, shape, channels, to.dtype(), multiprocessors));
+        Ok(tiles.filter(worth).collect())
+    }
+
+    /// The images' shape, and the device's multiprocessors.
+    fn sizes(to: &Array) -> Result<([usize; 4], usize)> {
+        Ok(([0, 1, 2, 3].map(|i| to.shape()[i]), to.cuda("conv2d")?.owner().multiprocessors as usize))
     }
 
     fn of(tile: Tile, [n, rows, h, w]: [usize; 4], channels: usize, dtype: DType, multiprocessors: usize) -> Option<Self> {
@@ -189,6 +208,16 @@ pub(super) struct HaloWeight {
     pub time: f64,
 }
 
+impl Around for HaloWeight {
+    fn time(&self) -> f64 {
+        self.time
+    }
+
+    fn choice(&self) -> Choice {
+        [0, self.height as u32, self.count as u32, 0]
+    }
+}
+
 impl HaloWeight {
     const TILE: Tile = Tile { down: 1, across: 3, cols: 192 };
     /// Pixels that are multiplied at once.
@@ -196,11 +225,10 @@ impl HaloWeight {
 
     /// For dy (n, filters, h, w) and x of `channels` channels.
     pub(super) fn new(dy: &Array, channels: usize) -> Result<Option<Self>> {
-        let shape @ [n, filters, h, w] = [0, 1, 2, 3].map(|i| dy.shape()[i]);
-        let multiprocessors = dy.cuda("conv2d")?.owner().multiprocessors as usize;
-        let best = Self::best(shape, channels, dy.dtype(), multiprocessors);
         #[cfg(test)]
         if let Some(force) = wgmma::forced() {
+            let (shape, multiprocessors) = Halo::sizes(dy)?;
+            let best = Self::best(shape, channels, dy.dtype(), multiprocessors);
             // Parts of few tiles too.
             return Ok(best.filter(|_| force.is_some_and(|f| f.halo)).map(|best| {
                 crate::ops::wgmma_tests::reached();
@@ -209,22 +237,38 @@ impl HaloWeight {
                 HaloWeight { chunk, parts: tiles.div_ceil(chunk), ..best }
             }));
         }
+        Ok(Self::all(dy, channels)?.into_iter().min_by(|a, b| a.time.total_cmp(&b.time)))
+    }
+
+    /// All that other kernels are not sure to beat.
+    pub(super) fn all(dy: &Array, channels: usize) -> Result<Vec<Self>> {
+        let (shape @ [n, filters, h, w], multiprocessors) = Halo::sizes(dy)?;
         let multiplications = [n, h, w, filters, channels, 9].iter().fold(1usize, |p, &v| p.saturating_mul(v));
         let worth = |b: &Self| {
             let padded =
                 [b.tiles[0], b.tiles[1], b.pixels.next_multiple_of(Self::AT_ONCE), b.blocks[0], b.blocks[1], 64 * 64 * 9];
             multiplications >= wgmma::SMALL && multiplications as f64 >= 0.5 * padded.iter().map(|&v| v as f64).product::<f64>()
         };
-        Ok(best.filter(worth))
+        Ok(Self::tiles(shape, channels, dy.dtype(), multiprocessors).filter(worth).collect())
     }
 
-    /// The fastest tiles: some rows of an image, or several images where they are small.
-    fn best(shape @ [n, _, h, w]: [usize; 4], channels: usize, dtype: DType, multiprocessors: usize) -> Option<Self> {
+    /// With the fastest tiles.
+    #[cfg(test)]
+    fn best(shape: [usize; 4], channels: usize, dtype: DType, multiprocessors: usize) -> Option<Self> {
+        Self::tiles(shape, channels, dtype, multiprocessors).min_by(|a, b| a.time.total_cmp(&b.time))
+    }
+
+    /// With tiles of some rows of an image, or of several images where they are small.
+    fn tiles(
+        shape @ [n, _, h, w]: [usize; 4],
+        channels: usize,
+        dtype: DType,
+        multiprocessors: usize,
+    ) -> impl Iterator<Item = Self> {
         let rows = (1..h.min(255)).map(|height| (height, 1));
         let images = [64, 96, 128, 160, 192].map(|pixels| (h, (pixels / (h * (w + 1))).clamp(1, n.min(256))));
-        let all = rows.chain(images.into_iter().filter(|_| h < 255));
-        all.filter_map(|(height, most)| Self::of(height, most, shape, channels, dtype, multiprocessors))
-            .min_by(|a, b| a.time.total_cmp(&b.time))
+        let all = rows.chain(images.into_iter().filter(move |_| h < 255));
+        all.filter_map(move |(height, most)| Self::of(height, most, shape, channels, dtype, multiprocessors))
     }
 
     /// With tiles of `height` rows, of `most` images.

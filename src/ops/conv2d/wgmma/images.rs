@@ -1,15 +1,16 @@
 //! y and dx: a tile of channels by pixels, summed over taps and channels.
 
 use super::{
-    super::{Filters, Gradient, output},
+    super::{Filters, Gradient, device, mma::Pass, output},
     PHASES, Phase, Sizes, Store,
     axis::{Axis, plane, taps},
     each_last, ends, filters,
     halo::Halo,
     im2col, is_plain_3x3, last, takes, tf32,
+    way::{Problem, Way, is_final},
 };
 use crate::{
-    Array, DType, Layout, Result,
+    Array, DType, Layout, Result, autograd,
     cpu::conv::ConvShape,
     cuda::Launch,
     ops::{
@@ -53,17 +54,55 @@ struct Images<'a> {
 }
 
 impl Images<'_> {
-    /// Whether all `to` have been computed, and are not left to another kernel.
-    fn compute(&self) -> Result<bool> {
-        let halo = match self.sides.iter().find(|side| is_plain_3x3(side.s)) {
-            Some(side) => Halo::new(side.to, side.images.shape()[1])?,
-            None => None,
-        };
-        if halo.is_some() && self.sides.len() > 1 {
-            return Ok(false);
+    /// Computes all `to`, or answers false where other kernels have to, for which `otherwise` does it once; the result is wanted in
+    /// `layout`.
+    fn compute(&self, layout: Layout, otherwise: &dyn Fn() -> Result<()>) -> Result<bool> {
+        let way = self.way(layout, otherwise)?;
+        self.run(&way)
+    }
+
+    /// The way to take, by the model or the tuner.
+    fn way(&self, layout: Layout, otherwise: &dyn Fn() -> Result<()>) -> Result<Way<Halo>> {
+        let plain = self.sides.iter().find(|side| is_plain_3x3(side.s));
+        let halo = plain.map_or(Ok(None), |side| Halo::new(side.to, side.images.shape()[1]))?;
+        let (plan, alone) = (self.plan()?, self.sides.len() == 1);
+        let model = if halo.is_some() && !alone { Way::Otherwise } else { Way::fastest(halo, plan) };
+        if (halo.is_none() || !alone) && plan.is_none() || is_final()? {
+            return Ok(model);
         }
-        let plan = self.plan()?;
-        if halo.is_none() && plan.is_none() {
+        let all = |plan: &Plan, work: &Work| wgmma::all(plan, self.sides[0].to, Tile::IMAGE, work);
+        let plans = plan.map_or(Ok(Vec::new()), |plan| self.work(|work| Ok(all(&plan, work))))?;
+        let halos = plain.filter(|_| alone).map_or(Ok(Vec::new()), |side| Halo::all(side.to, side.images.shape()[1]))?;
+        let noted = self.store == Store::Noted && autograd::is_training();
+        let stored = self.sides.iter().map(|side| side.bias.is_some()).chain([noted, self.store == Store::Added]);
+        let arrays: Vec<&Array> = self.sides.iter().flat_map(|side| [side.images, side.filters]).collect();
+        let problem = Problem {
+            pass: if self.pass == 0 { Pass::Forward } else { Pass::Data },
+            store: stored.fold(1, |bits, is| bits * 2 + usize::from(is)),
+            arrays: &arrays,
+            sides: &self.sides.iter().map(|side| side.s).collect::<Vec<_>>(),
+            like: self.sides[0].to,
+        };
+        problem.tuned(model, (plans, halos), &|way| match way {
+            Way::Otherwise => otherwise(),
+            way => self.rehearse(way, layout),
+        })
+    }
+
+    /// Computes it into memory of its own.
+    fn rehearse(&self, way: &Way<Halo>, layout: Layout) -> Result<()> {
+        // Both sides add up to one dx.
+        let fresh = self.sides[..if self.pass == 0 { self.sides.len() } else { 1 }].iter().map(|side| side.to.uninit_like());
+        let fresh = fresh.collect::<Result<Vec<_>>>()?;
+        let own = |i: usize| Side { to: &fresh[i.min(fresh.len() - 1)], ..self.sides[i] };
+        let sides: Vec<Side> = (0..self.sides.len()).map(own).collect();
+        Images { sides: &sides, ..*self }.run(way)?;
+        fresh.iter().try_for_each(|to| to.to_layout(layout).map(|_| ()))
+    }
+
+    /// Whether all `to` have been computed, and are not left to another kernel.
+    fn run(&self, way: &Way<Halo>) -> Result<bool> {
+        if matches!(way, Way::Otherwise) {
             return Ok(false);
         }
         let images = each_last(self.sides.iter().map(|side| side.images))?;
@@ -73,13 +112,13 @@ impl Images<'_> {
         let (filters, pass) = (self.sides.iter().map(lie).collect::<Result<Vec<_>>>()?, if turns { 0 } else { self.pass });
         let own = self.sides.iter().zip(images.iter().zip(&filters));
         let sides: Vec<Side> = own.map(|(side, (images, filters))| Side { images, filters, ..*side }).collect();
-        match (halo, plan) {
-            (Some(halo), plan) if plan.is_none_or(|p| halo.time <= p.time) => {
+        match way {
+            Way::Halo(halo) => {
                 let Side { to, images, filters, bias, .. } = sides[0];
                 halo.run(to, images, (filters, pass), bias, self.store)?;
             }
-            (_, Some(plan)) => Images { sides: &sides, pass, ..*self }.run(&plan)?,
-            _ => {}
+            Way::Im2col(plan) => Images { sides: &sides, pass, ..*self }.launches(plan)?,
+            Way::Otherwise => {}
         }
         Ok(true)
     }
@@ -93,6 +132,12 @@ impl Images<'_> {
         if !self.sums.iter().flatten().all(fits) || !self.sides.iter().all(whole) {
             return Ok(None);
         }
+        self.work(|work| wgmma::plan(to, Tile::IMAGE, work))
+    }
+
+    /// Gives `f` the products.
+    fn work<T>(&self, f: impl FnOnce(&Work) -> Result<T>) -> Result<T> {
+        let (to, groups) = (self.sides[0].to, self.sides[0].s.groups);
         let mut multiplications = 0usize;
         let span = |terms: &Vec<Term>| {
             let (n, m) = (to.shape()[0] * plane(&terms[0].1), self.sides[terms[0].0].rows());
@@ -104,11 +149,11 @@ impl Images<'_> {
             Span { m, n, steps: terms.iter().map(steps).sum() }
         };
         let spans: Vec<Span> = self.sums.iter().map(span).collect();
-        wgmma::plan(to, Tile::IMAGE, &Work { spans: &spans, batch: groups, multiplications, split: false, products: 1.0 })
+        f(&Work { spans: &spans, batch: groups, multiplications, split: false, products: 1.0 })
     }
 
     /// Launches with as many phases as one takes.
-    fn run(&self, plan: &Plan) -> Result<()> {
+    fn launches(&self, plan: &Plan) -> Result<()> {
         let mut sums = self.sums;
         while !sums.is_empty() {
             let phases = sums.iter().scan(0, |all, terms| {
@@ -174,7 +219,8 @@ pub(in crate::ops::conv2d) fn forward(x: &Array, convs: &[Filters]) -> Result<Op
     heavy_first(&mut sums);
     // Where y has to be turned, its elements go elsewhere.
     let store = if x.layout() == Layout::ChannelsLast { Store::Noted } else { Store::Plain };
-    let done = Images { sides: &sides, sums: &sums, pass: 0, store }.compute()?;
+    let otherwise = || device::forward_otherwise("conv2d", x, convs).map(|_| ());
+    let done = Images { sides: &sides, sums: &sums, pass: 0, store }.compute(x.layout(), &otherwise)?;
     done.then(|| all.iter().map(|y| y.to_layout(x.layout())).collect()).transpose()
 }
 
@@ -218,6 +264,7 @@ pub(in crate::ops::conv2d) fn backward_data(convs: &[Gradient], arrived: Option<
     let mut sums: Vec<Vec<Term>> = (0..down * across).map(phase).collect();
     heavy_first(&mut sums);
     let store = if arrived.is_some() { Store::Added } else { Store::Plain };
-    let done = Images { sides: &sides, sums: &sums, pass: 1, store }.compute()?;
+    let otherwise = || device::backward_data_otherwise("conv2d", convs, arrived).map(|_| ());
+    let done = Images { sides: &sides, sums: &sums, pass: 1, store }.compute(dy.layout(), &otherwise)?;
     done.then(|| dx.to_layout(dy.layout())).transpose()
 }

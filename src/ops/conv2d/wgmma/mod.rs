@@ -5,6 +5,7 @@ mod axis;
 mod halo;
 mod images;
 mod tf32;
+mod way;
 mod weight;
 
 use super::output;

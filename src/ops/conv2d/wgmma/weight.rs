@@ -1,12 +1,17 @@
 //! dw: a tile of filters by taps and channels, summed over pixels in parts.
 
 use super::{
-    super::{mma, output},
+    super::{
+        device,
+        mma::{self, Pass},
+        output,
+    },
     Phase, Sizes,
     axis::{Axis, plane, taps},
     each_last, ends,
     halo::HaloWeight,
     im2col, is_plain_3x3, last, takes,
+    way::{Problem, Way, is_final},
 };
 use crate::{
     Array, DType, Layout, Result,
@@ -17,20 +22,16 @@ use crate::{
 
 /// dw of one convolution or two, from each one's dy and sizes.
 pub(in crate::ops::conv2d) fn backward_weight(x: &Array, convs: &[(&Array, &ConvShape)]) -> Result<Option<Vec<Array>>> {
-    let (mut axes, mut halo) = (Vec::new(), None);
-    for &(dy, s) in convs {
+    let (mut axes, mut plain) = (Vec::new(), None);
+    for conv @ (dy, s) in convs {
         let own = [Axis::forward(s, 0), Axis::forward(s, 1)];
         if s.groups != convs[0].1.groups || !takes(dy, s)? || !own[0].fits(s.h) || !own[1].fits(s.w) {
             return Ok(None);
         }
-        if is_plain_3x3(s) {
-            halo = HaloWeight::new(dy, s.c)?;
-        }
+        plain = plain.or(Some(conv).filter(|_| is_plain_3x3(s)));
         axes.push(own);
     }
-    if halo.is_some() && convs.len() > 1 {
-        return Ok(None);
-    }
+    let halo = plain.map_or(Ok(None), |(dy, s)| HaloWeight::new(dy, s.c))?;
     let (dtype, groups, mut multiplications) = (x.dtype(), convs[0].1.groups, 0usize);
     let span = |(&(_, s), axes): (&(&Array, &ConvShape), &[Axis; 2])| {
         let pixels = s.n * plane(axes);
@@ -39,17 +40,37 @@ pub(in crate::ops::conv2d) fn backward_weight(x: &Array, convs: &[(&Array, &Conv
     };
     let spans: Vec<Span> = convs.iter().zip(&axes).map(span).collect();
     let work = Work { spans: &spans, batch: groups, multiplications, split: true, products: wgmma::products(dtype) };
-    let plan = wgmma::plan(x, Tile::WEIGHT, &work)?;
-    if !worth_splitting(convs, [halo.as_ref().map(|h| h.time), plan.map(|p| p.time)])? {
-        return Ok(None);
+    let (plan, alone) = (wgmma::plan(x, Tile::WEIGHT, &work)?, convs.len() == 1);
+    let model = match (halo, plan) {
+        (Some(_), _) if !alone => Way::Otherwise,
+        _ if !worth_splitting(convs, [halo.map(|h| h.time), plan.map(|p| p.time)])? => Way::Otherwise,
+        _ => Way::fastest(halo, plan),
+    };
+    if (halo.is_none() || !alone) && plan.is_none() || is_final()? {
+        return run(x, convs, &axes, &model);
     }
-    let (sums, parts) = match (halo, plan) {
-        (Some(halo), plan) if plan.is_none_or(|p| halo.time <= p.time) => {
+    let plans = plan.map_or(Vec::new(), |plan| wgmma::all(&plan, x, Tile::WEIGHT, &work));
+    let halos = plain.filter(|_| alone).map_or(Ok(Vec::new()), |(dy, s)| HaloWeight::all(dy, s.c))?;
+    let arrays: Vec<&Array> = [x].into_iter().chain(convs.iter().map(|(dy, _)| *dy)).collect();
+    let sides: Vec<&ConvShape> = convs.iter().map(|(_, s)| *s).collect();
+    let problem = Problem { pass: Pass::Weight, store: 0, arrays: &arrays, sides: &sides, like: x };
+    let way = problem.tuned(model, (plans, halos), &|way| match way {
+        Way::Otherwise => device::backward_weight_otherwise("conv2d", x, convs).map(|_| ()),
+        way => run(x, convs, &axes, way).map(|_| ()),
+    })?;
+    run(x, convs, &axes, &way)
+}
+
+/// The same in one way.
+fn run(x: &Array, convs: &[(&Array, &ConvShape)], axes: &[[Axis; 2]], way: &Way<HaloWeight>) -> Result<Option<Vec<Array>>> {
+    let (dtype, groups) = (x.dtype(), convs[0].1.groups);
+    let (sums, parts) = match way {
+        Way::Halo(halo) => {
             let (sums, parts) = halo.run(&last(convs[0].0)?, &last(x)?)?;
             (vec![sums], parts)
         }
-        (_, Some(plan)) => (weight_parts(&last(x)?, convs, &axes, &plan)?, plan.parts),
-        _ => return Ok(None),
+        Way::Im2col(plan) => (weight_parts(&last(x)?, convs, axes, plan)?, plan.parts),
+        Way::Otherwise => return Ok(None),
     };
     let add_up = |((_, s), sums): (&(&Array, &ConvShape), &Array)| {
         let dw = Array::uninit(&[s.o, s.c / groups, s.kernel[0], s.kernel[1]], dtype, x.layout(), &x.context())?;
@@ -78,7 +99,7 @@ fn worth_splitting(convs: &[(&Array, &ConvShape)], times: [Option<f64>; 2]) -> R
     let least = times.into_iter().flatten().fold(f64::INFINITY, f64::min);
     let mut other = 0.0;
     for (dy, s) in convs.iter().filter(|(dy, _)| dy.dtype() == DType::F32) {
-        other += mma::weight_time(dy, s)?.unwrap_or(f64::INFINITY);
+        other += mma::time(Pass::Weight, dy, s)?.unwrap_or(f64::INFINITY);
     }
     Ok(other == 0.0 || least < other)
 }
