@@ -6,22 +6,26 @@
 //   1  dx = dy * w           channels c     input pixels            taps, filters        w     dy above
 //   2  dw = dy * x           filters        taps, channels c        output pixels        dy    x under the tap
 //
-// Pixels are columns in 0 and 1: there are many of them and few channels, and columns come in any multiple of 32. For 2 the
+// Pixels are columns in 0 and 1: there are many of them and few channels, and columns come in any multiple of 8. For 2 the
 // channels of each tap are filled up to 64, and sum_filter_parts adds the parts of k. f32 as in conv3x3_wgmma.cu.
 //
 // One launch may also do a pass of two convolutions of the same x, as a block that halves its images begins with: 0 and 2 have tiles of
 // both, the light ones behind the heavy ones, which find x in the L2 cache; 1 adds both up in the sums of one tile.
 // variants: scalar_t=bf16; PASS=0,1,2; DOWN=2; ACROSS=1; COLS=256; STAGES=4; RESIDENT=1; arch=90a
 // variants: scalar_t=bf16; PASS=0,1,2; DOWN=2; ACROSS=1; COLS=192; STAGES=5; RESIDENT=1; arch=90a
+// variants: scalar_t=bf16; PASS=0,1; DOWN=2; ACROSS=1; COLS=144; STAGES=6; RESIDENT=1; arch=90a
 // variants: scalar_t=bf16; PASS=0,1; DOWN=2; ACROSS=1; COLS=128; STAGES=3; RESIDENT=2; arch=90a
 // variants: scalar_t=bf16; PASS=0,1; DOWN=2; ACROSS=1; COLS=96; STAGES=3; RESIDENT=2; arch=90a
 // variants: scalar_t=bf16; PASS=0,1,2; DOWN=1; ACROSS=2; COLS=192; STAGES=3; RESIDENT=1; arch=90a
 // variants: scalar_t=bf16; PASS=0,1; DOWN=1; ACROSS=2; COLS=128; STAGES=5; RESIDENT=1; arch=90a
+// variants: scalar_t=bf16; PASS=0,1; DOWN=1; ACROSS=1; COLS=72; STAGES=6; RESIDENT=2; arch=90a
 // variants: scalar_t=bf16; PASS=2; DOWN=1; ACROSS=1; COLS=192; STAGES=3; RESIDENT=2; arch=90a
 // variants: scalar_t=f16; PASS=0,1,2; DOWN=2; ACROSS=1; COLS=192; STAGES=5; RESIDENT=1; arch=90a
 // variants: scalar_t=float; PASS=0; DOWN=2; ACROSS=1; COLS=256; STAGES=4; RESIDENT=1; arch=90a
 // variants: scalar_t=float; PASS=0; DOWN=2; ACROSS=1; COLS=192; STAGES=5; RESIDENT=1; arch=90a
+// variants: scalar_t=float; PASS=0; DOWN=2; ACROSS=1; COLS=144; STAGES=6; RESIDENT=1; arch=90a
 // variants: scalar_t=float; PASS=0; DOWN=2; ACROSS=1; COLS=96,128; STAGES=3; RESIDENT=2; arch=90a
+// variants: scalar_t=float; PASS=0; DOWN=1; ACROSS=1; COLS=72; STAGES=6; RESIDENT=2; arch=90a
 // variants: scalar_t=float; PASS=0; DOWN=1; ACROSS=2; COLS=192; STAGES=3; RESIDENT=1; arch=90a
 // variants: scalar_t=float; PASS=0; DOWN=1; ACROSS=2; COLS=128; STAGES=5; RESIDENT=1; arch=90a
 // variants: scalar_t=float; PASS=2; DOWN=2; ACROSS=1; COLS=256; STAGES=4; RESIDENT=1; arch=90a

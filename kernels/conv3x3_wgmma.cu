@@ -12,12 +12,12 @@
 // which are outside, and of those behind the tile are no one's; for 2 they are columns of dy outside of the image, zeros.
 //
 // f32 is tf32 in 0, which with turned filters (turn_filters.cu) computes dx as well; in 2 it is split into bf16 (wgmma_split.cuh).
-// variants: scalar_t=bf16; PASS=0,1; DOWN=2; ACROSS=1; COLS=160,192,256; STAGES=4; RESIDENT=1; arch=90a
-// variants: scalar_t=bf16; PASS=0,1; DOWN=1; ACROSS=2; COLS=96,160,192,224; STAGES=6; RESIDENT=1; arch=90a
+// variants: scalar_t=bf16; PASS=0,1; DOWN=2; ACROSS=1; COLS=160,168,192,256; STAGES=4; RESIDENT=1; arch=90a
+// variants: scalar_t=bf16; PASS=0,1; DOWN=1; ACROSS=2; COLS=48,96,160,192,200,224; STAGES=6; RESIDENT=1; arch=90a
 // variants: scalar_t=f16; PASS=0,1; DOWN=2; ACROSS=1; COLS=192; STAGES=4; RESIDENT=1; arch=90a
 // variants: scalar_t=bf16,f16; PASS=2; DOWN=1; ACROSS=3; COLS=192; STAGES=3; RESIDENT=1; arch=90a
-// variants: scalar_t=float; PASS=0; DOWN=2; ACROSS=1; COLS=160,192,256; STAGES=4; RESIDENT=1; arch=90a
-// variants: scalar_t=float; PASS=0; DOWN=1; ACROSS=2; COLS=96,160,192,224; STAGES=6; RESIDENT=1; arch=90a
+// variants: scalar_t=float; PASS=0; DOWN=2; ACROSS=1; COLS=160,168,192,256; STAGES=4; RESIDENT=1; arch=90a
+// variants: scalar_t=float; PASS=0; DOWN=1; ACROSS=2; COLS=48,96,160,192,200,224; STAGES=6; RESIDENT=1; arch=90a
 // variants: scalar_t=float; PASS=2; DOWN=1; ACROSS=3; COLS=192; STAGES=2; RESIDENT=1; arch=90a
 #include "wgmma_split.cuh"
 

@@ -6,7 +6,7 @@
 // Chosen at compile time, by src/ops/wgmma.rs:
 //   scalar_t       bf16, f16, or float: rounded to tf32 by the copy engine, both operands K-major; else wgmma_split.cuh
 //   DOWN, ACROSS   warpgroups that multiply, below and beside each other, with 64 rows of a and COLS of b each
-//   COLS           a multiple of 32 up to 256; of 64 where b is not K-major
+//   COLS           a multiple of 8 up to 256; of 32 where the result is row-major, of 64 where b is not K-major
 //   STAGES         steps of k that are in shared memory at once
 //   RESIDENT       blocks on a multiprocessor
 //
@@ -234,20 +234,21 @@ __device__ __forceinline__ void put_8(scalar_t* to, uint4 v, bool adds) {
 // Which of a lane's eight columns of 32, 8j + 2 (lane % 4) + e, is inside of the image: this bit.
 __device__ __forceinline__ constexpr int bit_of(int j, int e) { return j % 2 * 16 + e * 2 + j / 2; }
 
-// Stores 32 columns of a warp's sums from column n on, `rows` rows of each contiguous from at(column) on, or adds them to what is there;
-// v are the values as stored. Gives which of the lane's columns are inside.
-template <class At>
-__device__ __forceinline__ unsigned put_32_columns(float (&v)[16], const float* d, int m, int n, int rows, const At& at, bool adds) {
+// Stores `count` columns, 32 or a rest by eights, of a warp's sums from column n on, `rows` rows of each contiguous from at(column) on,
+// or adds them to what is there; v are the values as stored. Gives which of the lane's 32 columns are inside.
+template <int count, class At>
+__device__ __forceinline__ unsigned put_few_columns(float (&v)[16], const float* d, int m, int n, int rows, const At& at, bool adds) {
   const int lane = threadIdx.x % 32;
   unsigned inside = 0;
+#pragma unroll
+  for (int i = 0; i < 16; ++i) v[i] = i < count / 2 ? d[i] : 0;
   if (sizeof(scalar_t) == 4) {
     m += lane / 4;
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
+    for (int j = 0; j < count / 8; ++j) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         scalar_t* to = at(n + j * 8 + lane % 4 * 2 + e);
-        v[4 * j + e] = d[4 * j + e], v[4 * j + e + 2] = d[4 * j + e + 2];
         if (!to) continue;
         if (m < rows) put(to + m, d[4 * j + e], adds);
         if (m + 8 < rows) put(to + m + 8, d[4 * j + e + 2], adds);
@@ -260,18 +261,18 @@ __device__ __forceinline__ unsigned put_32_columns(float (&v)[16], const float* 
   char* p = patches() + threadIdx.x / 32 * PATCH;
   auto place = [&](int column, int half) { return p + column * 32 + ((half ^ column >> 2 & 1) << 4); };
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
+  for (int i = 0; i * 16 < count; ++i) {
     unsigned r[4];
-    fragments(r, d + i * 8);
+    fragments(r, v + i * 8);
     stmatrix_x4_trans(place(i * 16 + lane / 16 * 8 + lane % 8, lane / 8 % 2), r);
 #pragma unroll
     for (int k = 0; k < 4; ++k) low_and_high<scalar_t>(v + i * 8 + k * 2, r[k]);
   }
   __syncwarp();
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
+  for (int i = 0; i * 16 < count; ++i) {
     const int column = i * 16 + lane / 2, half = lane % 2;
-    scalar_t* to = at(n + column);
+    scalar_t* to = column < count ? at(n + column) : (scalar_t*)0;
     if (to && m + half * 8 < rows) put_8(to + m + half * 8, *(const uint4*)place(column, half), adds);
     // Both lanes of a column have the same to say.
     inside |= __ballot_sync(0xffffffffu, to != 0) & (i ? 0xaaaaaaaau : 0x55555555u);
@@ -331,11 +332,17 @@ template <class At>
 __device__ __forceinline__ void put_columns(const float (&d)[COLS / 2], int m0, int n0, int rows, const At& at, const Part& part,
                                             bool adds) {
   RowSpread spread;
+  const int m = first_row(m0), n = first_column(n0);
+  float v[16];
 #pragma unroll
-  for (int c = 0; c < COLS; c += 32) {
-    float v[16];
-    const unsigned inside = put_32_columns(v, d + c / 2, first_row(m0), first_column(n0) + c, rows, at, adds);
+  for (int c = 0; c + 32 <= COLS; c += 32) {
+    const unsigned inside = put_few_columns<32>(v, d + c / 2, m, n + c, rows, at, adds);
     if (part.all.to) spread.take(v, inside);
   }
-  if (part.all.to) spread.put(part, first_row(m0), rows);
+  enum { REST = COLS % 32 };
+  if constexpr (REST > 0) {
+    const unsigned inside = put_few_columns<REST>(v, d + (COLS - REST) / 2, m, n + COLS - REST, rows, at, adds);
+    if (part.all.to) spread.take(v, inside);
+  }
+  if (part.all.to) spread.put(part, m, rows);
 }

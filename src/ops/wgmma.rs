@@ -41,8 +41,16 @@ impl Tile {
     /// For products whose result is row-major.
     pub(crate) const PRODUCT: &[Tile] = &[tile(2, 1, 256), tile(2, 1, 128), tile(1, 1, 128)];
     /// Channels by pixels.
-    pub(crate) const IMAGE: &[Tile] =
-        &[tile(2, 1, 256), tile(2, 1, 192), tile(2, 1, 128), tile(2, 1, 96), tile(1, 2, 192), tile(1, 2, 128)];
+    pub(crate) const IMAGE: &[Tile] = &[
+        tile(2, 1, 256),
+        tile(2, 1, 192),
+        tile(2, 1, 128),
+        tile(2, 1, 96),
+        tile(1, 2, 192),
+        tile(1, 2, 128),
+        tile(2, 1, 144),
+        tile(1, 1, 72),
+    ];
     /// Filters by boxes of 64 channels under one tap.
     pub(crate) const WEIGHT: &[Tile] = &[tile(2, 1, 256), tile(2, 1, 192), tile(1, 2, 192), tile(1, 1, 192)];
 
@@ -54,9 +62,20 @@ impl Tile {
         self.across * self.cols
     }
 
-    /// Channels by pixels of whole rows, with the rows around them: `kernels/conv3x3_wgmma.cu`.
-    pub(crate) const HALO: &[Tile] =
-        &[tile(2, 1, 256), tile(2, 1, 192), tile(2, 1, 160), tile(1, 2, 224), tile(1, 2, 192), tile(1, 2, 160), tile(1, 2, 96)];
+    /// Channels by pixels of whole rows, with the rows around them: `kernels/conv3x3_wgmma.cu`. 168 and 2 · 200 are four images of 6
+    /// by 6 and a third of two of 24 by 24, a pixel added to each row.
+    pub(crate) const HALO: &[Tile] = &[
+        tile(2, 1, 256),
+        tile(2, 1, 192),
+        tile(2, 1, 160),
+        tile(1, 2, 224),
+        tile(1, 2, 192),
+        tile(1, 2, 160),
+        tile(1, 2, 96),
+        tile(1, 2, 200),
+        tile(2, 1, 168),
+        tile(1, 2, 48),
+    ];
 
     fn stage(self) -> usize {
         (self.rows() + self.columns()) * ROW
@@ -264,7 +283,8 @@ pub(crate) fn pick(
     tune::choose(&problem, model, &candidates, run)
 }
 
-fn choose(multiprocessors: usize, size: usize, tiles: &[Tile], work: &Work) -> Option<Plan> {
+/// The fastest plan by the model, if there is any.
+pub(crate) fn choose(multiprocessors: usize, size: usize, tiles: &[Tile], work: &Work) -> Option<Plan> {
     let mut best: Option<Plan> = None;
     plans(multiprocessors, size, tiles, work, &mut |plan| {
         if best.is_none_or(|b| plan.time < b.time) {
@@ -296,17 +316,25 @@ fn plans(multiprocessors: usize, size: usize, tiles: &[Tile], work: &Work, f: &m
             }
             let mut plan = Plan::new(tile, parts, longest, multiprocessors);
             let slots = (multiprocessors * plan.resident) as f64;
-            let together =
-                (all.saturating_mul(plan.parts) as f64 / multiprocessors as f64).ceil().clamp(1.0, plan.resident as f64);
-            // A warpgroup alone does not keep the tensor cores busy.
-            let alone = if together * (tile.down * tile.across) as f64 > 1.0 { 1.0 } else { 1.3 };
-            let step = (alone * products * tile.multiply()).max(tile.stage() as f64 / BANDWIDTH) * together;
-            let time_of = |steps: usize| steps as f64 * step + tile.finish();
+            // Of `count` tiles, those on one multiprocessor share its bandwidth.
+            let time_of = |steps: usize, count: usize| {
+                let together = (count as f64 / multiprocessors as f64).ceil().clamp(1.0, plan.resident as f64);
+                // A warpgroup alone does not keep the tensor cores busy.
+                let alone = if together * (tile.down * tile.across) as f64 > 1.0 { 1.0 } else { 1.3 };
+                let step = (alone * products * tile.multiply()).max(tile.stage() as f64 / BANDWIDTH) * together;
+                steps as f64 * step + tile.finish()
+            };
+            let parts_of = |s: &Span| count(s).saturating_mul(plan.parts);
+            let all = all.saturating_mul(plan.parts);
+            let waves = |steps: usize, count: usize| (count as f64 / slots).ceil() * time_of(steps, count);
             let tiles = if spans.iter().all(|s| s.steps == longest) {
-                (all as f64 * plan.parts as f64 / slots).ceil() * time_of(plan.chunk)
+                waves(plan.chunk, all)
             } else {
-                let part = |s: &Span| (count(s) * plan.parts) as f64 * time_of(s.steps.div_ceil(plan.parts));
-                spans.iter().map(part).sum::<f64>() / slots + time_of(plan.chunk) / 2.0
+                // The long ones begin, and the short ones fill what they leave free.
+                let long = spans.iter().filter(|s| s.steps == longest).map(parts_of).sum();
+                let part = |s: &Span| parts_of(s) as f64 * time_of(s.steps.div_ceil(plan.parts), all);
+                let last = spans.iter().map(|s| s.steps).min().unwrap_or(0).div_ceil(plan.parts);
+                waves(plan.chunk, long).max(spans.iter().map(part).sum::<f64>() / slots + time_of(last, all) / 2.0)
             };
             // The sums are written and read once more, by another kernel.
             let elements: f64 = spans.iter().map(|s| s.m as f64 * s.n as f64).sum();
@@ -385,7 +413,14 @@ mod tests {
             let Tile { down, across, cols } = tile;
             let variant = format!("DOWN={down}; ACROSS={across}; COLS={cols}; STAGES={stages}; RESIDENT={resident};");
             assert!(source.contains(&variant), "not among the kernel's variants: {variant}");
-            assert!(tile.cols % 32 == 0 && (!Tile::WEIGHT.contains(&tile) || tile.cols % 64 == 0));
+            let unit = if Tile::WEIGHT.contains(&tile) {
+                64
+            } else if Tile::PRODUCT.contains(&tile) {
+                32
+            } else {
+                8
+            };
+            assert!(tile.cols % unit == 0, "{tile:?}");
         }
     }
 

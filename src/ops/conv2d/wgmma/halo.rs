@@ -95,14 +95,29 @@ impl Halo {
         Ok(([0, 1, 2, 3].map(|i| to.shape()[i]), to.cuda("conv2d")?.owner().multiprocessors as usize))
     }
 
-    fn of(tile: Tile, [n, rows, h, w]: [usize; 4], channels: usize, dtype: DType, multiprocessors: usize) -> Option<Self> {
-        // As many rows as fit, spread evenly; if these are whole images, as many of them.
+    /// With as many rows as fit into a tile, spread evenly, or fewer of more images, whatever is the fastest.
+    fn of(tile: Tile, shape @ [_, _, h, w]: [usize; 4], channels: usize, dtype: DType, multiprocessors: usize) -> Option<Self> {
         let most = tile.columns() / (w + 1);
-        let even = |all: usize, most: usize| if most == 0 { 0 } else { all.div_ceil(all.div_ceil(most)) };
-        let (height, count) = if most >= h { (h, even(n, (most / h).min(256))) } else { (even(h, most), 1) };
-        if height == 0 || height > 254 || w > 255 {
+        let rows = |pieces: usize| h.div_ceil(pieces.max(1));
+        let heights = (1..4).map(rows).chain([if most == 0 { 0 } else { rows(h.div_ceil(most)) }]);
+        let all = heights.filter_map(|height| Self::of_height(height, tile, shape, channels, dtype, multiprocessors));
+        let count = |halo: &Halo| halo.tiles.iter().product::<usize>();
+        all.min_by(|a, b| a.time.total_cmp(&b.time).then_with(|| count(a).cmp(&count(b))))
+    }
+
+    fn of_height(
+        height: usize,
+        tile: Tile,
+        [n, rows, h, w]: [usize; 4],
+        channels: usize,
+        dtype: DType,
+        multiprocessors: usize,
+    ) -> Option<Self> {
+        let most = (tile.columns() / (w + 1)).checked_div(height)?.min(256);
+        if most == 0 || height > 254 || w > 255 {
             return None;
         }
+        let count = n.div_ceil(n.div_ceil(most));
         let row = count * (w + 1);
         let pixels = (height + 2) * row;
         let bytes = (pixels + 1).max(2 * row + 2 + tile.columns()).next_multiple_of(8) * 128;
@@ -375,6 +390,8 @@ mod tests {
             let columns = halo.tiles[1] * halo.tiles[2] * halo.tile.columns();
             assert!(columns as f64 * 0.7 < (n * h * w) as f64 && c.is_multiple_of(halo.tile.rows()), "{shape:?}: {halo:?}");
         }
+        // A third of 24 rows at once, of two images.
+        assert_eq!((best([256, 64, 24, 24]).height, best([256, 64, 24, 24]).count), (8, 2));
         let source = include_str!("../../../../kernels/conv3x3_wgmma.cu");
         for copies in [1, 2] {
             let stages = HaloWeight::stages(copies);
@@ -391,6 +408,38 @@ mod tests {
                         .is_some_and(|l| l.split(';').next().unwrap().split(',').any(|c| c == tile.cols.to_string()))
             };
             assert!(source.lines().any(named), "{tile:?} is not among the kernel's variants");
+        }
+    }
+
+    /// What the model expects of ResNet-18's convolutions on images of 96 by 96, in bf16 on an H100; the device is filled for batches
+    /// of 256 and of 32.
+    #[test]
+    fn the_model_fills_the_device() {
+        for (batch, least) in [(256, 0.25), (32, 0.065)] {
+            let mut sum = 0.0;
+            let mut line = |what: String, tile: Tile, time: f64, multiplications: usize, launches: f64| {
+                let part = multiplications as f64 / (132.0 * 2048.0 * time);
+                println!("batch {batch}, {what}: {} x {}, {time:.0} clocks, {part:.2} of the peak", tile.rows(), tile.columns());
+                assert!(part >= least, "batch {batch}, {what}: {tile:?}");
+                sum += time * launches;
+            };
+            for ([c, side], layers) in [([64, 24], 4.0), ([128, 12], 3.0), ([256, 6], 3.0), ([512, 3], 3.0)] {
+                let halo = best([batch, c, side, side]);
+                let multiplications = batch * side * side * c * c * 9;
+                line(format!("{c} channels"), halo.tile, halo.time, multiplications, 2.0 * layers);
+            }
+            for [c, side] in [[64, 12], [128, 6], [256, 3]] {
+                let (n, multiplications) = (batch * side * side, batch * side * side * c * 2 * c * 10);
+                let span = |m, channels, taps| wgmma::Span { m, n, steps: wgmma::steps(DType::BF16, channels) * taps };
+                let forward = [span(2 * c, c, 9), span(2 * c, c, 1)];
+                let backward = [4, 2, 2, 2].map(|taps| span(c, 2 * c, taps));
+                for (pass, spans) in [("forward", &forward[..]), ("dx", &backward)] {
+                    let work = wgmma::Work { spans, batch: 1, multiplications, split: false, products: 1.0 };
+                    let plan = wgmma::choose(132, 2, Tile::IMAGE, &work).unwrap();
+                    line(format!("{c} to {} channels, {pass}", 2 * c), plan.tile, plan.time, multiplications, 1.0);
+                }
+            }
+            println!("batch {batch}: {sum:.0} clocks");
         }
     }
 
