@@ -80,7 +80,8 @@ extern "C" __global__ void column_moments(acc_t* __restrict__ partial, const sca
   if (threadIdx.x == 0 && c.channel == 0) partial[p.splits * 2 * p.channels + c.split] = n;
 }
 
-// The kernels that put chunks together have 8 neighbouring channels in a block, of which 128 threads each take every 128th chunk.
+// The kernels that put chunks together have 8 neighbouring channels in a block, of which 128 threads each take every 128th chunk. There
+// are fewer blocks than multiprocessors, so that a block may have all registers.
 #define TOGETHER 8
 #define TAKERS 128
 
@@ -97,10 +98,20 @@ __device__ __forceinline__ acc_t takers_sum(acc_t v, acc_t* scratch) {
   return v;
 }
 
+// What running statistics become, rounded as on the CPU: no product is contracted with the sum.
+__device__ __forceinline__ float follow(float old, float recent, double momentum) {
+  return __fadd_rn(__fmul_rn((float)momentum, old), __fmul_rn((float)(1 - momentum), recent));
+}
+__device__ __forceinline__ double follow(double old, double recent, double momentum) {
+  return __dadd_rn(__dmul_rn(momentum, old), __dmul_rn(1 - momentum, recent));
+}
+
 // mean, var (C) from the chunks of chunk_moments, column_moments or a convolution (spread.cuh). With m elements in all, chunks of m_i
-// have the mean μ = Σ m_i μ_i / m and the squares Σ (M_i + m_i (μ_i - μ)²): Chan et al. (1983), all at once.
-extern "C" __global__ void __launch_bounds__(TAKERS * TOGETHER)
-    merge_moments(acc_t* __restrict__ mean, acc_t* __restrict__ var, const acc_t* __restrict__ partial, i64 splits, i64 channels) {
+// have the mean μ = Σ m_i μ_i / m and the squares Σ (M_i + m_i (μ_i - μ)²): Chan et al. (1983), all at once. Running statistics, both or
+// null, follow them.
+extern "C" __global__ void __launch_bounds__(TAKERS * TOGETHER, 1)
+    merge_moments(acc_t* __restrict__ mean, acc_t* __restrict__ var, const acc_t* __restrict__ partial, i64 splits, i64 channels,
+                  acc_t* __restrict__ running_mean, acc_t* __restrict__ running_var, double momentum) {
   __shared__ acc_t scratch[256];
   const i64 c = (i64)blockIdx.x * TOGETHER + threadIdx.x % TOGETHER, end = c < channels ? splits : 0;
   const acc_t *means = partial + c, *squares = means + channels, *counts = partial + splits * 2 * channels;
@@ -122,8 +133,13 @@ extern "C" __global__ void __launch_bounds__(TAKERS * TOGETHER)
   off = takers_sum(off, scratch) / m;
   sum = takers_sum(sum, scratch) / m - off * off;
   if (threadIdx.x >= TOGETHER || c >= channels) return;
-  mean[c] = mu + off;
-  var[c] = sum > 0 || sum != sum ? sum : (acc_t)0;
+  mu += off;
+  sum = sum > 0 || sum != sum ? sum : (acc_t)0;
+  mean[c] = mu;
+  var[c] = sum;
+  if (!running_mean) return;
+  running_mean[c] = follow(running_mean[c], mu, momentum);
+  running_var[c] = follow(running_var[c], sum, momentum);
 }
 
 // Where the element at memory offset i is: its channel, and its place in the channel's run. Offsets below 2^31 are divided in 32 bits.
@@ -263,7 +279,7 @@ extern "C" __global__ void column_products(acc_t* __restrict__ partial, const sc
 // From S1 = sum dy and S2 = sum dy (x - μ): dβ = S1, dγ = S2 / sqrt(σ² + ε), and the coefficients (3, C) of
 // dx = a dy + b (x - μ) + c. In training a = γ/σ, b = -a S2 / (m σ²) + 2 dvar / m, c = -a S1 / m + dmean / m (σ² with ε);
 // with given statistics b = c = 0, and dmean = -a S1, dvar = -a S2 / (2 σ²) are results.
-extern "C" __global__ void __launch_bounds__(TAKERS * TOGETHER)
+extern "C" __global__ void __launch_bounds__(TAKERS * TOGETHER, 1)
     merge_products(acc_t* __restrict__ coefficients, param_t* __restrict__ dgamma, param_t* __restrict__ dbeta,
                    stat_t* __restrict__ dmean, stat_t* __restrict__ dvar, const acc_t* __restrict__ partial,
                    const param_t* __restrict__ gamma, const stat_t* __restrict__ var, double eps, int training, Plane p) {
@@ -328,5 +344,5 @@ extern "C" __global__ void combine(scalar_t* __restrict__ dx, scalar_t* __restri
 
 // old = momentum old + (1 - momentum) new, in place
 extern "C" __global__ void lerp(scalar_t* __restrict__ old, const stat_t* __restrict__ recent, double momentum, i64 n) {
-  GRID_STRIDE(i, n) store(old + i, (acc_t)((acc_t)momentum * load(old + i) + (acc_t)(1 - momentum) * (acc_t)load(recent + i)));
+  GRID_STRIDE(i, n) store(old + i, follow((acc_t)load(old + i), (acc_t)load(recent + i), momentum));
 }

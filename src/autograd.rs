@@ -246,6 +246,15 @@ pub fn apply1(op: impl Op, inputs: &[&Tensor]) -> Result<Tensor> {
 
 /// [`apply`] for an op that is shared.
 pub fn apply_arc(op: Arc<dyn Op>, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
+    let own = op.clone();
+    apply_with(op, inputs, &mut |x, saved| own.forward(x, saved))
+}
+
+/// A forward pass: [`Op::forward`].
+type Forward<'a> = dyn FnMut(&[&Array], &mut Saved) -> Result<Vec<Array>> + 'a;
+
+/// [`apply_arc`] with another forward pass than the op's own, which has more to do than the tape has to know.
+pub(crate) fn apply_with(op: Arc<dyn Op>, inputs: &[&Tensor], forward: &mut Forward) -> Result<Vec<Tensor>> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let arrays: Vec<Array> = inputs.iter().map(|t| t.array()).collect();
     let refs: Vec<&Array> = arrays.iter().collect();
@@ -260,7 +269,7 @@ pub fn apply_arc(op: Arc<dyn Op>, inputs: &[&Tensor]) -> Result<Vec<Tensor>> {
     let edges: Vec<Option<Edge>> = if is_recording() { inputs.iter().map(|t| t.edge()).collect() } else { Vec::new() };
     let needs = edges.iter().map(Option::is_some).collect();
     let mut saved = Saved::new(&refs, needs);
-    let outputs = op.forward(&refs, &mut saved)?;
+    let outputs = forward(&refs, &mut saved)?;
     if !saved.wanted() {
         return Ok(outputs.into_iter().map(Tensor::new).collect());
     }

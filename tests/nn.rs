@@ -1,7 +1,7 @@
 //! Layers, parameters, names, files.
 
 use hadal::{
-    DType, Error, Result, Tensor, autograd, check, cpu, init, models,
+    DType, Error, Layout, Result, Tensor, autograd, check, cpu, init, models,
     models::Residual,
     nn::{self, Block, Forward},
 };
@@ -182,6 +182,46 @@ fn fused_batch_norm_is_the_plain_one_and_keeps_running_statistics() -> Result<()
         let fused = run(true)?;
         assert_eq!(fused, run(false)?);
         assert!(fused[0] != fused[1] && fused[4] != [0.0; 3] && fused[5] != [1.0; 3]);
+    }
+    Ok(())
+}
+
+/// Running statistics move as `lerp_` moves them on the CPU, bit for bit, whatever kernel does it; what else holds their values keeps them.
+#[test]
+fn running_statistics_follow_the_same_way_everywhere() -> Result<()> {
+    let layouts = [Layout::RowMajor, Layout::ChannelsLast];
+    for (ctx, dtype) in common::contexts().iter().flat_map(|ctx| [DType::F32, DType::BF16, DType::F64].map(|d| (ctx, d))) {
+        for (i, channels) in [3, 8, 40].into_iter().enumerate() {
+            let bn = nn::BatchNorm::new().momentum(0.7);
+            bn.initialize(init::One, ctx)?;
+            bn.cast(dtype)?;
+            let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+            let of = |v: f64, ctx| hadal::Array::full(&[channels], v, wide, ctx);
+            let (gamma, beta) = (Tensor::new(of(1.0, ctx)?), Tensor::new(of(0.0, ctx)?));
+            // Learns its shape, and nothing else.
+            bn.forward(&Tensor::new(hadal::Array::zeros(&[1, channels], dtype, ctx)?))?;
+            let mut want = [of(0.0, &cpu())?, of(1.0, &cpu())?];
+            for step in 0..4 {
+                let x = check::cast(&check::random(&[5, channels, 3, 2], step)?, dtype)?.to_context(ctx)?;
+                let x = Tensor::new(x.to_layout(layouts[(i + step as usize) % 2])?);
+                let (_, mean, var) = x.batch_norm(&gamma, &beta, 1e-5)?;
+                for (want, batch) in want.iter_mut().zip([mean, var]) {
+                    want.lerp_(&batch.array().to_context(&cpu())?, 0.7)?;
+                }
+                let running = || bn.collect()[2..].iter().map(|(_, p)| Ok(p.data()?.array())).collect::<Result<Vec<_>>>();
+                let held = running()?;
+                let before = held.iter().map(|a| a.to_f64_vec()).collect::<Result<Vec<_>>>()?;
+                autograd::train_mode(|| match step {
+                    0 | 3 => bn.forward(&x),
+                    1 => bn.forward_relu(&x),
+                    _ => bn.forward_add_relu(&x, &x),
+                })?;
+                assert_eq!(held.iter().map(|a| a.to_f64_vec()).collect::<Result<Vec<_>>>()?, before);
+                for (now, want) in running()?.iter().zip(&want) {
+                    assert_eq!(now.to_f64_vec()?, want.to_f64_vec()?, "{ctx} {dtype}, {channels} channels, step {step}");
+                }
+            }
+        }
     }
     Ok(())
 }

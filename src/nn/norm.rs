@@ -1,7 +1,7 @@
 //! [`BatchNorm`].
 
 use super::{Forward, Info, Parameter, Role, Structure};
-use crate::{Error, Result, Tensor, autograd};
+use crate::{Error, Result, Tensor, autograd, ops::Running};
 
 /// Normalizes each channel over the batch: y = γ (x − μ) / √(σ² + ε) + β (Ioffe and Szegedy 2015).
 ///
@@ -96,6 +96,19 @@ impl BatchNorm {
                 Some(residual) => x.batch_norm_inference_relu(&gamma, &beta, [&mean, &var], residual, self.epsilon),
             };
         }
+        if x.context().is_gpu() {
+            // One launch finishes the batch's statistics and lets the running ones follow.
+            let (all, name) = ([mean, var], |i: usize| ["running_mean", "running_var"][i].to_owned());
+            let mut y = None;
+            Tensor::update_all(&all, name, |running| {
+                let [mean, var] = running else { return Ok(()) };
+                let running = Running { mean, var, momentum: self.momentum };
+                y = Some(x.batch_norm_running([&gamma, &beta], relu, self.epsilon, running)?);
+                Ok(())
+            })?;
+            return y.ok_or_else(|| Error::invalid("batch_norm", "two running statistics are needed"));
+        }
+        // Here nothing is locked while other threads may be waited for.
         let (y, batch_mean, batch_var) = match relu {
             None => x.batch_norm(&gamma, &beta, self.epsilon)?,
             Some(residual) => x.batch_norm_relu(&gamma, &beta, residual, self.epsilon)?,

@@ -39,6 +39,7 @@ mod wgmma_tests;
 mod where_;
 mod window;
 
+pub(crate) use batch_norm::Running;
 pub use batch_norm::{BatchNorm, BatchNormInference, BatchNormInferenceRelu, BatchNormRelu};
 pub use binary::{AddN, Binary, BinaryKind};
 pub use binary_scalar::BinaryScalar;

@@ -1,6 +1,6 @@
 //! Batch normalization, a residual and ReLU in one pass over memory.
 
-use super::{Behind, Gradients, given, gradients, train};
+use super::{Behind, Gradients, Running, given, gradients, train};
 use crate::{
     Array, Error, Result, Tensor,
     autograd::{Op, Saved, apply, apply1},
@@ -41,18 +41,25 @@ fn behind<'a>(op: &'static str, x: &Array, residual: Option<&Array>, place: &'a 
     Ok(Behind { relu: true, residual: place.as_ref() })
 }
 
+impl BatchNormRelu {
+    /// The forward pass, which running statistics may follow.
+    pub(super) fn run(&self, x: &[&Array], saved: &mut Saved, running: Option<Running>) -> Result<Vec<Array>> {
+        let Some((&[x, gamma, beta], residual @ ([] | [_]))) = x.split_first_chunk() else {
+            return Err(Error::invalid(self.name(), "x, gamma, beta and at most a residual are needed"));
+        };
+        let mut place = None;
+        let behind = behind(self.name(), x, residual.first().copied(), &mut place)?;
+        train(self.name(), self.eps, [x, gamma, beta], behind, saved, running)
+    }
+}
+
 impl Op for BatchNormRelu {
     fn name(&self) -> &'static str {
         "batch_norm_relu"
     }
 
     fn forward(&self, x: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
-        let Some((&[x, gamma, beta], residual @ ([] | [_]))) = x.split_first_chunk() else {
-            return Err(Error::invalid(self.name(), "x, gamma, beta and at most a residual are needed"));
-        };
-        let mut place = None;
-        let behind = behind(self.name(), x, residual.first().copied(), &mut place)?;
-        train(self.name(), self.eps, [x, gamma, beta], behind, saved)
+        self.run(x, saved, None)
     }
 
     fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {

@@ -1,6 +1,6 @@
 //! Batch normalization on the GPU: launches of `kernels/batch_norm.cu`.
 
-use super::{Behind, Gradients, Incoming, memory_shape, wide};
+use super::{Behind, Gradients, Incoming, Running, memory_shape, wide};
 use crate::{
     Array, DType, Layout, Result,
     cpu::batch_norm::NormShape,
@@ -95,13 +95,26 @@ fn start(kernel: &'static str, x: &Array, param: DType, stat: DType) -> Result<L
     Launch::new(x, "batch_norm.cu", kernel, &defines)
 }
 
-/// [y, mean, var]
-pub(super) fn forward([x, gamma, beta]: [&Array; 3], behind: Behind, eps: f64, s: &NormShape) -> Result<[Array; 3]> {
+/// [y, mean, var]; `running` are f32 or f64 like them.
+pub(super) fn forward(
+    [x, gamma, beta]: [&Array; 3],
+    behind: Behind,
+    eps: f64,
+    s: &NormShape,
+    running: Option<Running>,
+) -> Result<[Array; 3]> {
     let (p, stat, param) = (Plane::new(x, s), wide(x.dtype()), gamma.dtype());
     let row = || Array::uninit(&[s.c], stat, Layout::RowMajor, &x.context());
     let (mean, var, (partial, splits)) = (row()?, row()?, p.moments(x, param)?);
-    let merge = start("merge_moments", x, param, stat)?.array(&mean).array(&var).array(&partial);
-    p.merge(merge.value(splits).value(p.channels))?;
+    let merge = start("merge_moments", x, param, stat)?.array(&mean).array(&var).array(&partial).value(splits).value(p.channels);
+    match running {
+        Some(Running { mean, var, momentum }) => {
+            mean.make_unique()?;
+            var.make_unique()?;
+            p.merge(merge.array(mean).array(var).value(momentum))?;
+        }
+        None => p.merge(merge.optional(None).optional(None).value(0f64))?,
+    }
     let y = normalize(x, [gamma, beta, &mean, &var], behind, eps, s)?;
     Ok([y, mean, var])
 }

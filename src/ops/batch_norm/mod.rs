@@ -6,9 +6,11 @@ mod gpu;
 
 pub use fused::{BatchNormInferenceRelu, BatchNormRelu};
 
+use std::sync::Arc;
+
 use crate::{
     Array, Context, DType, Error, Layout, Result, Tensor,
-    autograd::{Op, Saved, apply, apply1},
+    autograd::{Op, Saved, apply, apply_with, apply1},
     cpu::{batch_norm::NormShape, buffers::Buffer, parallel},
     cuda::Launch,
     dtype::real_type,
@@ -85,6 +87,22 @@ struct Incoming<'a> {
     dr: bool,
 }
 
+/// Running statistics (C), which follow those of a batch in place: see [`Array::lerp_`].
+#[derive(Debug)]
+pub(crate) struct Running<'a> {
+    pub mean: &'a mut Array,
+    pub var: &'a mut Array,
+    pub momentum: f64,
+}
+
+impl Running<'_> {
+    /// Whether they lie where the kernel that finishes x's statistics can write them.
+    fn lie_with(&self, x: &Array, channels: usize) -> bool {
+        let lies = |a: &Array| a.shape() == [channels] && a.dtype() == wide(x.dtype()) && a.context() == x.context();
+        x.context().is_gpu() && lies(self.mean) && lies(self.var)
+    }
+}
+
 /// Gradients of all inputs.
 #[derive(Debug, Default)]
 struct Gradients {
@@ -96,16 +114,31 @@ struct Gradients {
     dr: Option<Array>,
 }
 
-/// [y, μ, σ²] with the batch's statistics; keeps x, γ, μ, σ², and y behind ReLU.
-fn train(op: &'static str, eps: f64, [x, gamma, beta]: [&Array; 3], behind: Behind, saved: &mut Saved) -> Result<Vec<Array>> {
+/// [y, μ, σ²] with the batch's statistics, which `running` follow; keeps x, γ, μ, σ², and y behind ReLU.
+fn train(
+    op: &'static str,
+    eps: f64,
+    [x, gamma, beta]: [&Array; 3],
+    behind: Behind,
+    saved: &mut Saved,
+    running: Option<Running>,
+) -> Result<Vec<Array>> {
     let s = check(op, eps, x, &[gamma, beta])?;
     if s.count() == 0 && s.c > 0 {
         return Err(Error::shape(op, "an empty batch has no mean and variance", &[x.shape()]));
     }
+    let (at_once, later) = match running {
+        Some(r) if r.lie_with(x, s.c) => (Some(r), None),
+        r => (None, r),
+    };
     let [y, mean, var] = match x.context() {
         Context::Cpu => cpu::forward([x, gamma, beta], behind, eps, &s)?,
-        Context::Gpu(_) => gpu::forward([x, gamma, beta], behind, eps, &s)?,
+        Context::Gpu(_) => gpu::forward([x, gamma, beta], behind, eps, &s, at_once)?,
     };
+    if let Some(Running { mean: running_mean, var: running_var, momentum }) = later {
+        running_mean.lerp_(&mean, momentum)?;
+        running_var.lerp_(&var, momentum)?;
+    }
     if saved.wanted() {
         [x, gamma, &mean, &var].into_iter().chain(behind.relu.then_some(&y)).for_each(|a| saved.keep(a));
     }
@@ -155,14 +188,21 @@ fn gradients(
     }
 }
 
+impl BatchNorm {
+    /// The forward pass, which running statistics may follow.
+    fn run(&self, x: &[&Array], saved: &mut Saved, running: Option<Running>) -> Result<Vec<Array>> {
+        let &[x, gamma, beta] = x else { return Err(Error::invalid(self.name(), "x, gamma and beta are needed")) };
+        train(self.name(), self.eps, [x, gamma, beta], Behind::default(), saved, running)
+    }
+}
+
 impl Op for BatchNorm {
     fn name(&self) -> &'static str {
         "batch_norm"
     }
 
     fn forward(&self, x: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
-        let &[x, gamma, beta] = x else { return Err(Error::invalid(self.name(), "x, gamma and beta are needed")) };
-        train(self.name(), self.eps, [x, gamma, beta], Behind::default(), saved)
+        self.run(x, saved, None)
     }
 
     fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
@@ -239,6 +279,30 @@ impl Array {
 }
 
 impl Tensor {
+    /// y of [`Tensor::batch_norm`], or with `relu` that of [`Tensor::batch_norm_relu`] with its residual, if any; `running` follow the
+    /// batch's statistics, on a GPU in the launch that finishes these.
+    pub(crate) fn batch_norm_running(
+        &self,
+        [gamma, beta]: [&Tensor; 2],
+        relu: Option<Option<&Tensor>>,
+        eps: f64,
+        running: Running,
+    ) -> Result<Tensor> {
+        let inputs: Vec<&Tensor> = [self, gamma, beta].into_iter().chain(relu.flatten()).collect();
+        let mut running = Some(running);
+        let y = match relu {
+            None => {
+                let op = BatchNorm { eps };
+                apply_with(Arc::new(op), &inputs, &mut |x, saved| op.run(x, saved, running.take()))
+            }
+            Some(_) => {
+                let op = BatchNormRelu { eps };
+                apply_with(Arc::new(op), &inputs, &mut |x, saved| op.run(x, saved, running.take()))
+            }
+        };
+        y?.into_iter().next().ok_or_else(|| Error::invalid("batch_norm", "the op gave no output"))
+    }
+
     /// Batch normalization over axis 1 with the batch's own statistics: y, and for running statistics the mean and the biased
     /// variance per channel. See [`BatchNorm`].
     ///
