@@ -31,6 +31,8 @@ fn every_op_and_step_has_a_line() {
         let (ok, measured, errors) = hadal(&["--json", "--quick", "--context", &context]);
         assert!(ok, "{errors}");
         let measured = json(&measured);
+        // Which other engines have no counterpart for.
+        assert!(measured.iter().any(|l| l["name"] == "input batch 28x28 to 96x96" && l["gbs"].as_f64() > Some(0.0)));
         for case in json(&listed) {
             let line = measured.iter().find(|l| l["name"] == case["name"] && l["pass"] == "forward");
             let line = line.unwrap_or_else(|| panic!("{case} was not measured on {ctx}"));

@@ -220,15 +220,15 @@ fn gradient(kind: BinaryKind, side: usize, dy: &Array, a: &Array, b: &Array) -> 
                 let launch = launch(kind, "binary_bwd_same", &g)?.array(&g).array(dy).array(a).array(b);
                 return launch.value(side as i32).value(g.len() as i64).run_packed(g.len(), g.dtype()).map(|()| g);
             }
-            launch(kind, "binary_bwd", &g)?
-                .array(&g)
-                .array(dy)
-                .array(a)
-                .array(b)
-                .value(walk.for_kernel(kind.name())?)
-                .value(side as i32)
-                .value(g.len() as i64)
-                .run_1d(g.len())?;
+            let (n, kernel_walk) = (g.len(), walk.for_kernel(kind.name())?);
+            let launch = |kernel| Ok(launch(kind, kernel, &g)?.array(&g).array(dy).array(a).array(b)) as Result<Launch>;
+            match walk.packs(16 / g.dtype().size()) {
+                Some([1, a_step, b_step]) => {
+                    let launch = launch("binary_bwd_rows")?.value(kernel_walk).value(a_step).value(b_step);
+                    launch.value(side as i32).value(n as i64).run_packed(n, g.dtype())?;
+                }
+                _ => launch("binary_bwd")?.value(kernel_walk).value(side as i32).value(n as i64).run_1d(n)?,
+            }
             Ok(g)
         }
     }

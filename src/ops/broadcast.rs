@@ -213,13 +213,15 @@ pub(crate) fn expand(a: &Array, shape: &[usize], layout: Layout) -> Result<Array
     match a.context() {
         Context::Cpu => element_type!(a.dtype(), T => zip1(y.as_mut_slice::<T>()?, &walk, a.as_slice::<T>()?, |x| x)),
         Context::Gpu(_) => {
-            let n = numel(shape);
-            Launch::new(&y, "broadcast.cu", "expand", &[("scalar_t", a.dtype().into())])?
-                .array(&y)
-                .array(a)
-                .value(walk.for_kernel("expand")?)
-                .value(n as i64)
-                .run_1d(n)?;
+            let (n, define) = (numel(shape), [("scalar_t", a.dtype().into())]);
+            let launch = |kernel| Ok(Launch::new(&y, "broadcast.cu", kernel, &define)?.array(&y).array(a)) as Result<Launch>;
+            let kernel_walk = walk.for_kernel("expand")?;
+            match walk.packs(16 / a.dtype().size()) {
+                Some([step]) => {
+                    launch("expand_rows")?.value(kernel_walk).value(step).value(n as i64).run_packed(n, a.dtype())?;
+                }
+                None => launch("expand")?.value(kernel_walk).value(n as i64).run_1d(n)?,
+            }
         }
     }
     Ok(y)

@@ -26,6 +26,10 @@ const AXES: &[(&[usize], &[isize])] = &[
     (&[1, 1], &[0]),
     (&[], &[]),
     (&[0, 3], &[1]),
+    // dy stretched by whole packs: it goes on along the innermost axis, or stays.
+    (&[2, 3, 16], &[1]),
+    (&[3, 32], &[-1]),
+    (&[2, 16, 3, 16], &[0, 2, 3]),
 ];
 
 /// Distinct values, at least 0.01 apart, in no order.

@@ -12,8 +12,8 @@ use hadal::{Context, DType, Error, Result, precision::Precision};
 const HELP: &str = "\
 usage: hadal bench [ops|step|first] [options]
 
-ops    convolutions of ResNet-18, matrix products and the memory-bound ops, forward and backward: µs, TFLOP/s, GB/s, and the
-       share of the best matrix product and of the copy that this run measured
+ops    convolutions of ResNet-18, matrix products and the memory-bound ops, forward and backward, and a batch from the loader:
+       µs, TFLOP/s, GB/s, and the share of the best matrix product and of the copy that this run measured
 step   whole training steps of the book's nets: ms, images/s, seconds to the first step
 first  seconds from a program's start to the end of its first training step: with an empty cache of kernels, and with that
        cache filled; each in a process of its own

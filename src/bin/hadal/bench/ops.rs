@@ -2,6 +2,7 @@
 
 use hadal::{
     DType, Layout, Result, Tensor, autograd,
+    data::{DataLoader, ImageSet},
     loss::SoftmaxCrossEntropy,
     ops::Conv2dOptions,
     ops::PoolOptions,
@@ -242,6 +243,9 @@ pub fn run(o: &Options) -> Result<()> {
         for case in table(o) {
             rows.extend(precision::with(numbers.1, || measure(&case, numbers, o))?);
         }
+        if INPUT.contains(&o.only) {
+            rows.push(input(numbers, o)?);
+        }
         let best = rows.iter().map(|r| r.flops / r.seconds).fold(0.0, f64::max);
         if !o.json {
             println!("\n{:<34}{:<12}{:>10}{:>9}{:>7}{:>9}{:>7}", numbers.to_string(), "", "µs", "TFLOP/s", "", "GB/s", "");
@@ -272,6 +276,26 @@ fn print(r: &Row, best: f64, copy: f64, o: &Options) {
     let compute =
         if r.flops > 0.0 { format!("{:>9.3}{:>6.0}%", flops / 1e12, 100.0 * flops / best) } else { format!("{:>16}", "") };
     println!("{:<34}{:<12}{:>10.1}{compute}{:>9.1}{:>6.0}%", r.name, r.pass, r.seconds * 1e6, bytes / 1e9, 100.0 * bytes / copy);
+}
+
+/// What [`input`] measures.
+const INPUT: &str = "input batch 28x28 to 96x96";
+
+/// A batch of the main job as it comes from a loader: gathered, resized and scaled from bytes. On a GPU a kernel does it, which is not
+/// captured, since the host hands it the images' numbers: the launch counts.
+fn input(numbers: Numbers, o: &Options) -> Result<Row> {
+    let (n, batches, [side, to]) = (o.batch.unwrap_or(if o.quick { 2 } else { 256 }), if o.quick { 2 } else { 16 }, [28, 96]);
+    let images = (0..n * batches * side * side).map(|i| (i * 37 % 251) as u8).collect();
+    let set = ImageSet::new(images, vec![1; n * batches], side, side)?;
+    let loader = DataLoader::new(&set, n, &o.ctx)?.resize(to, to)?.dtype(numbers.0)?.shuffle(1);
+    let mut epoch = 0;
+    let work = &mut || {
+        epoch += 1;
+        loader.epoch(epoch)?.try_for_each(|batch| batch.map(drop))
+    };
+    let seconds = clock::time(&o.ctx, o.quick, work)? / batches as f64;
+    let bytes = (n * (side * side + to * to * numbers.0.size() + 1 + 8)) as f64;
+    Ok(Row { name: INPUT.into(), pass: "forward", numbers, seconds, flops: 0.0, bytes })
 }
 
 /// The forward pass, and each gradient: the time of both passes less that of the forward one.
