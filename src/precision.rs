@@ -1,7 +1,7 @@
 //! How exact f32 matrix products and convolutions are on a GPU.
 //!
 //! By default an f32 product is as accurate as f32 arithmetic, whatever computes it: on tensor cores each operand is split in
-//! two, and three products make up one. [`Precision::Tf32`] gives that up for speed, and only who asks for it gets it:
+//! two or three, and three or six products make up one. [`Precision::Tf32`] gives that up for speed, and only who asks for it gets it:
 //!
 //! ```
 //! use hadal::{Tensor, cpu, precision::{self, Precision}};

@@ -8,7 +8,8 @@
 //! | f32, [`Precision::Tf32`] | general kernel | mma of rounded operands |
 //! | f64 | general kernel | general kernel |
 //!
-//! Small products, and those whose extents 32 bits do not hold, are the general kernel's everywhere.
+//! Small products, and those whose extents 32 bits do not hold, are the general kernel's everywhere. Hopper has faster
+//! instructions for large ones, see [`super::wgmma`] and [`super::six`].
 
 use crate::{
     Array, DType, Error, Result,
@@ -190,6 +191,12 @@ pub(crate) fn time(y: &Array, work: Work) -> Result<Option<f64>> {
 #[cfg(test)]
 pub(crate) fn time_in_tf32(work: Work) -> Option<f64> {
     fastest(Chip { capability: 90, multiprocessors: 132 }, DType::F32, Precision::Tf32, work).map(|(time, _)| time)
+}
+
+/// In f32.
+#[cfg(test)]
+pub(crate) fn time_in_f32(work: Work) -> Option<f64> {
+    fastest(Chip { capability: 90, multiprocessors: 132 }, DType::F32, Precision::F32, work).map(|(time, _)| time)
 }
 
 fn fastest(chip: Chip, dtype: DType, precision: Precision, work: Work) -> Option<(f64, Plan)> {

@@ -18,7 +18,7 @@ thread_local! {
     pub(super) static FORCED: Cell<Option<Force>> = const { Cell::new(None) };
 }
 
-fn forced<T>(force: Force, f: impl FnOnce() -> T) -> T {
+pub(super) fn forced<T>(force: Force, f: impl FnOnce() -> T) -> T {
     FORCED.set(Some(force));
     let out = f();
     FORCED.set(None);
@@ -150,14 +150,14 @@ fn convolutions_agree_in_every_tile() -> Result<()> {
 }
 
 /// Numbers of very different sizes, in f32.
-fn wide(shape: &[usize], seed: u64, powers: i32) -> Result<Array> {
+pub(super) fn wide(shape: &[usize], seed: u64, powers: i32) -> Result<Array> {
     let (base, power) = (random(shape, seed)?.to_vec::<f64>()?, random(shape, seed + 9)?.to_vec::<f64>()?);
     let v: Vec<f32> = base.iter().zip(&power).map(|(b, p)| (b * 2f64.powf(p * f64::from(powers))) as f32).collect();
     Array::from_vec(v, shape, &cpu())
 }
 
 /// The largest |y − exact| / Σ|a||b|, and the root of the mean square of it.
-fn errors(y: &Array, a: &Array, b: &Array) -> Result<[f64; 2]> {
+pub(super) fn errors(y: &Array, a: &Array, b: &Array) -> Result<[f64; 2]> {
     let (y, a64, b64) = (y.to_f64_vec()?, a.to_f64_vec()?, b.to_f64_vec()?);
     let &[m, k] = a.shape() else { unreachable!() };
     let n = b.shape()[1];
@@ -209,10 +209,8 @@ fn split_products_are_as_accurate_as_f32() -> Result<()> {
     Ok(())
 }
 
-/// Infinities, NaN, the largest floats and the smallest come out as from plain f32.
-#[test]
-fn split_products_keep_what_is_not_finite() -> Result<()> {
-    let Some(gpu) = gpu((8, 0)) else { return Ok(()) };
+/// Operands (64, 64) with infinities, NaN, the largest floats and the smallest.
+pub(super) fn not_finite(gpu: &Context) -> Result<(Array, Array)> {
     let (mut a, mut b) = (vec![1f32; 64 * 64], vec![1f32; 64 * 64]);
     let special =
         [f32::INFINITY, f32::NEG_INFINITY, f32::NAN, f32::MAX, -f32::MAX, f32::MIN_POSITIVE, 0.0, f32::from_bits(0x7fffffff)];
@@ -222,19 +220,32 @@ fn split_products_keep_what_is_not_finite() -> Result<()> {
     }
     b[5 * 64] = 0.0;
     b[5 * 64 + 1] = 1.5;
-    let (a, b) = (Array::from_vec(a, &[64, 64], &gpu)?, Array::from_vec(b, &[64, 64], &gpu)?);
+    Ok((Array::from_vec(a, &[64, 64], gpu)?, Array::from_vec(b, &[64, 64], gpu)?))
+}
+
+/// Whether their product is that of plain f32.
+pub(super) fn is_not_finite_as_in_f32(y: &Array) -> Result<()> {
+    let y = y.to_vec::<f32>()?;
+    let row = |i: usize| &y[i * 64..][..3];
+    assert!(row(0)[0].is_nan() && row(0)[1..] == [f32::INFINITY; 2], "{:?}", row(0));
+    assert!(row(1)[0].is_nan() && row(1)[1..] == [f32::NEG_INFINITY; 2], "{:?}", row(1));
+    assert!(row(2).iter().chain(row(7)).all(|v| v.is_nan()), "{:?} {:?}", row(2), row(7));
+    assert_eq!(row(3), [0.0, f32::INFINITY, f32::MAX]);
+    assert_eq!(row(4), [0.0, f32::NEG_INFINITY, -f32::MAX]);
+    assert_eq!(row(5)[2], 64.0 * f32::MIN_POSITIVE);
+    assert_eq!(row(6), [0.0; 3]);
+    Ok(())
+}
+
+/// What is not finite comes out as from plain f32.
+#[test]
+fn split_products_keep_what_is_not_finite() -> Result<()> {
+    let Some(gpu) = gpu((8, 0)) else { return Ok(()) };
+    let (a, b) = not_finite(&gpu)?;
     let mut saved = crate::autograd::Saved::new(&[&a, &b], vec![false; 2]);
     for parts in [1, 2] {
         let y = forced(Force { tile: [64, 64], stages: 2, parts }, || MatMul::default().forward(&[&a, &b], &mut saved))?;
-        let y = y[0].to_vec::<f32>()?;
-        let row = |i: usize| &y[i * 64..][..3];
-        assert!(row(0)[0].is_nan() && row(0)[1..] == [f32::INFINITY; 2], "{:?}", row(0));
-        assert!(row(1)[0].is_nan() && row(1)[1..] == [f32::NEG_INFINITY; 2], "{:?}", row(1));
-        assert!(row(2).iter().chain(row(7)).all(|v| v.is_nan()), "{:?} {:?}", row(2), row(7));
-        assert_eq!(row(3), [0.0, f32::INFINITY, f32::MAX]);
-        assert_eq!(row(4), [0.0, f32::NEG_INFINITY, -f32::MAX]);
-        assert_eq!(row(5)[2], 64.0 * f32::MIN_POSITIVE);
-        assert_eq!(row(6), [0.0; 3]);
+        is_not_finite_as_in_f32(&y[0])?;
     }
     Ok(())
 }

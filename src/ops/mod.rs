@@ -29,6 +29,9 @@ mod random_fill;
 pub(crate) mod reduce;
 mod rows;
 mod shape_ops;
+mod six;
+#[cfg(test)]
+mod six_tests;
 mod slice;
 mod softmax;
 mod softmax_cross_entropy;

@@ -1,6 +1,6 @@
 //! Which products run on Hopper's warpgroup instructions (`kernels/wgmma.cuh`), and in what tiles: the one place that decides.
 //!
-//! On compute capability 9.0 alone, for bf16, f16 and, with [`Precision::Tf32`], f32. What the copy engine cannot read (strides that
+//! On compute capability 9.0 alone, for bf16, f16 and, with [`Precision::Tf32`], f32 (else see [`super::six`]). What the copy engine cannot read (strides that
 //! are no multiples of 16 bytes), what would mostly fill tiles with zeros, and what is small is left to [`super::mma`].
 
 use crate::{

@@ -33,7 +33,7 @@ pub(super) fn reached() {
 }
 
 /// Runs `f`, in which wgmma has to be taken at least `times`.
-fn forced<T>(force: Force, times: usize, f: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(super) fn forced<T>(force: Force, times: usize, f: impl FnOnce() -> Result<T>) -> Result<T> {
     FORCED.set(Some(Some(force)));
     REACHED.set(0);
     let out = f();
@@ -42,8 +42,16 @@ fn forced<T>(force: Force, times: usize, f: impl FnOnce() -> Result<T>) -> Resul
     out
 }
 
+/// Runs `f`, in which the rule has to take wgmma `times`.
+pub(super) fn unforced<T>(times: usize, f: impl FnOnce() -> Result<T>) -> Result<T> {
+    REACHED.set(0);
+    let out = f();
+    assert!(out.is_err() || REACHED.get() == times, "wgmma was taken {} times", REACHED.get());
+    out
+}
+
 /// `op` and its gradients, which have to take wgmma `times`.
-fn agrees(math: Math, force: Force, times: usize, op: &dyn Op, inputs: &[Array], gpu: &Context) -> Result<()> {
+pub(super) fn agrees(math: Math, force: Force, times: usize, op: &dyn Op, inputs: &[Array], gpu: &Context) -> Result<()> {
     let Math(dtype, precision, bound) = math;
     let own = inputs.iter().map(|a| cast(a, dtype)?.to_layout(a.layout())).collect::<Result<Vec<_>>>()?;
     let run = || parity_within(op, &own, gpu, &cpu(), bound);
@@ -117,11 +125,12 @@ fn products_agree_in_every_tile() -> Result<()> {
     agrees(TF32, force(1), 1, &Dense, &x, &gpu)
 }
 
-#[test]
-fn convolutions_agree_in_every_tile() -> Result<()> {
-    let Some(gpu) = gpu((9, 0)) else { return Ok(()) };
+/// x, filters, and how they meet.
+pub(super) type Geometry = ([usize; 4], [usize; 4], Conv2dOptions);
+
+pub(super) fn convolutions() -> [Geometry; 8] {
     let o = Conv2dOptions::new;
-    let geometries = [
+    [
         ([2, 72, 9, 11], [136, 72, 3, 3], o().padding(1)),
         ([3, 8, 12, 7], [8, 8, 1, 1], o().stride(2)),
         ([1, 16, 13, 9], [24, 16, 3, 3], o().stride(2).padding(1)),
@@ -130,7 +139,13 @@ fn convolutions_agree_in_every_tile() -> Result<()> {
         ([1, 8, 6, 5], [8, 8, 3, 3], o().padding(4).dilation(2)),
         ([2, 128, 7, 6], [144, 64, 3, 3], o().groups(2).padding(1)),
         ([2, 192, 9, 6], [192, 64, 3, 2], o().groups(3).stride(2).padding(1)),
-    ];
+    ]
+}
+
+#[test]
+fn convolutions_agree_in_every_tile() -> Result<()> {
+    let Some(gpu) = gpu((9, 0)) else { return Ok(()) };
+    let geometries = convolutions();
     for (i, (x, w, options)) in geometries.iter().enumerate() {
         let layout = if i % 2 == 0 { Layout::ChannelsLast } else { Layout::RowMajor };
         let mut inputs = vec![random(x, 1)?.to_layout(layout)?, random(w, 2)?];
@@ -144,21 +159,33 @@ fn convolutions_agree_in_every_tile() -> Result<()> {
     Ok(())
 }
 
-/// Two convolutions of one x: each pass is one launch with tiles of both, or with sums of both. Strides 1 to 4, of which the last two
-/// take several launches; filters that differ in number, size and dilation; a pair of which only one meets some phases.
-#[test]
-fn pairs_agree_in_every_tile() -> Result<()> {
-    let Some(gpu) = gpu((9, 0)) else { return Ok(()) };
+/// Two convolutions with 3x3 and 1x1 filters, as a block that makes images smaller begins with.
+pub(super) fn entry(stride: usize) -> [Conv2dOptions; 2] {
+    let options = Conv2dOptions::new().stride(stride);
+    [options.padding(1), options]
+}
+
+/// x, and the filters of two convolutions and how they meet it.
+pub(super) type Pair = ([usize; 4], [[usize; 4]; 2], [Conv2dOptions; 2]);
+
+pub(super) fn pairs() -> [Pair; 6] {
     let o = Conv2dOptions::new;
-    let entry = |s: usize| [o().stride(s).padding(1), o().stride(s)];
-    let geometries = [
+    [
         ([2, 72, 9, 11], [[136, 72, 3, 3], [136, 72, 1, 1]], entry(2)),
         ([3, 8, 12, 7], [[8, 8, 3, 3], [8, 8, 1, 1]], entry(1)),
         ([1, 16, 13, 9], [[24, 16, 3, 3], [72, 16, 1, 1]], entry(3)),
         ([2, 24, 11, 12], [[72, 24, 3, 3], [8, 24, 1, 1]], entry(4)),
         ([1, 40, 17, 16], [[16, 40, 1, 1], [16, 40, 7, 5]], [o().stride(2), o().stride(2).padding([3, 2])]),
         ([2, 8, 6, 15], [[8, 8, 2, 1], [16, 8, 3, 3]], [o().stride([1, 2]), o().stride([1, 2]).padding(2).dilation([2, 3])]),
-    ];
+    ]
+}
+
+/// Two convolutions of one x: each pass is one launch with tiles of both, or with sums of both. Strides 1 to 4, of which the last two
+/// take several launches; filters that differ in number, size and dilation; a pair of which only one meets some phases.
+#[test]
+fn pairs_agree_in_every_tile() -> Result<()> {
+    let Some(gpu) = gpu((9, 0)) else { return Ok(()) };
+    let (o, geometries) = (Conv2dOptions::new, pairs());
     for (i, (x, [w1, w2], options)) in geometries.iter().enumerate() {
         let layout = if i % 2 == 0 { Layout::ChannelsLast } else { Layout::RowMajor };
         let (bias, mut inputs) = ([i % 2 == 0, i % 3 == 0], vec![random(x, 1)?.to_layout(layout)?]);
@@ -217,7 +244,7 @@ fn halos_agree_in_every_tile() -> Result<()> {
 }
 
 /// dx and dw of a convolution.
-fn gradients(op: &dyn Op, x: &Array, w: &Array, dy: &Array) -> Result<[Array; 2]> {
+pub(super) fn gradients(op: &dyn Op, x: &Array, w: &Array, dy: &Array) -> Result<[Array; 2]> {
     let mut saved = Saved::new(&[x, w], vec![true; 2]);
     op.forward(&[x, w], &mut saved)?;
     match &op.backward(&saved, std::slice::from_ref(dy))?[..] {

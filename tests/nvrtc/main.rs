@@ -220,6 +220,15 @@ fn tensor_cores_are_used() {
             assert_eq!(of(file, kernel, "90a", &[&[dtype], &tile[..], own].concat(), HGMMA), 4, "{file} {dtype}");
         }
     }
+    // f32 in its own accuracy: six products for each of two times 16 steps of k.
+    let six = ["scalar_t=float", "DOWN=2", "ACROSS=1", "COLS=192", "STAGES=3", "RESIDENT=1"];
+    for (file, kernel, own) in [
+        ("matmul_six.cu", "matmul_six", &["A_K=0", "B_K=1"][..]),
+        ("conv2d_six.cu", "conv2d_six", &["PASS=0"]),
+        ("conv2d_six.cu", "conv2d_six", &["PASS=2"]),
+    ] {
+        assert_eq!(of(file, kernel, "90a", &[&six[..], own].concat(), HGMMA), 12, "{file} {own:?}");
+    }
     // f32 split into bf16: three products for each of two times 16 pixels.
     let (split, halo) = (["scalar_t=float", "PASS=2"], ["DOWN=1", "ACROSS=3", "COLS=192", "STAGES=2", "RESIDENT=1"]);
     for (file, kernel, tile) in [("conv2d_wgmma.cu", "conv2d_wgmma", &tile), ("conv3x3_wgmma.cu", "conv3x3_wgmma", &halo)] {

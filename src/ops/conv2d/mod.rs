@@ -12,6 +12,7 @@ mod wgmma;
 
 use super::{
     operands::{countable, only, same_float},
+    six,
     window::{Padding, Pair, Window},
 };
 use crate::{
@@ -158,6 +159,7 @@ impl Op for Conv2d {
         let s = self.plan(saved.shape(0), saved.shape(1), None)?;
         let dy = only(self.name(), dy, &output(&s))?;
         let on_host = dy.context() == Context::Cpu;
+        let _kept = six::Kept::new(&[dy]);
         let dx = match saved.needs(0) {
             true => {
                 let backward = if on_host { host::backward_data } else { device::backward_data };

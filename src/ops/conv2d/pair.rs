@@ -5,7 +5,7 @@ use crate::{
     Array, Context, Error, Result, Tensor,
     autograd::{Op, Saved, apply},
     cpu::conv::ConvShape,
-    ops::operands::same_float,
+    ops::{operands::same_float, six},
 };
 
 /// y₁ = x ∗ w₁ + b₁ and y₂ = x ∗ w₂ + b₂, the two convolutions of x that a residual block begins with where it changes channels or
@@ -84,6 +84,7 @@ impl Op for Conv2dPair {
             }
         };
         let on_host = dy[0].context() == Context::Cpu;
+        let _kept = six::Kept::new(&dy);
         let mut grads = vec![None; self.inputs()];
         if saved.needs(0) {
             let [w1, w2] = [saved.get(0)?, saved.get(1)?];

@@ -4,6 +4,7 @@
 //! stride 0, and the gradient of a broadcast operand is a sum over r.
 
 mod mma;
+mod six;
 mod wgmma;
 
 use crate::{
@@ -76,7 +77,10 @@ impl Product {
                 return Ok(y);
             }
             let product = self.clone().merged();
-            if !product.on_warpgroups(op, &y, a, b, bias)? && !product.on_tensor_cores(op, &y, a, b, bias)? {
+            if !product.on_warpgroups(op, &y, a, b, bias)?
+                && !product.on_six(op, &y, a, b, bias)?
+                && !product.on_tensor_cores(op, &y, a, b, bias)?
+            {
                 product.launch(op, &y, a, b, bias)?;
             }
             return Ok(y);

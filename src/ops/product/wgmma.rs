@@ -30,16 +30,16 @@ struct Sizes {
 }
 
 /// An operand as matrices of one size, `size` elements from one to the next.
-struct Matrices {
-    lines: Lines,
-    size: usize,
-    count: usize,
+pub(super) struct Matrices {
+    pub(super) lines: Lines,
+    pub(super) size: usize,
+    pub(super) count: usize,
 }
 
 impl Matrices {
     /// `along` rows (of a) or columns (of b) and `k` steps, in the batches `outer` and `inner`. `None` where the matrices of a batch
     /// do not lie one after the other, or at places that the copy engine does not read.
-    fn new(v: &View, lines: Lines, [outer, inner]: [&[usize]; 2], dtype: DType) -> Option<Self> {
+    pub(super) fn new(v: &View, lines: Lines, [outer, inner]: [&[usize]; 2], dtype: DType) -> Option<Self> {
         let axes = || v.batch.iter().zip(outer).chain(v.batch.iter().zip(inner)).filter(|(s, e)| **s > 0 && **e > 1);
         let size = axes().map(|(s, _)| *s).min().unwrap_or(0);
         let whole = axes().all(|(s, _)| s.is_multiple_of(size)) && wgmma::aligned(dtype, &[lines.stride, size]);
@@ -58,7 +58,7 @@ impl Matrices {
     }
 
     /// A batch, counted in matrices.
-    fn index(&self, op: &'static str, v: &View, extents: &[usize]) -> Result<Dims> {
+    pub(super) fn index(&self, op: &'static str, v: &View, extents: &[usize]) -> Result<Dims> {
         Dims::new(op, extents, &v.batch.iter().map(|s| s / self.size.max(1)).collect::<Vec<_>>())
     }
 }

@@ -15,48 +15,53 @@ use crate::{
     cuda::Launch,
     ops::{
         moments::Moments,
+        six,
         wgmma::{self, Plan, Span, Tile, Work},
     },
 };
 
 /// One of the convolutions of a launch: `to` (n, rows, h, w) from `images` (n, channels, …) and the filters.
 #[derive(Clone, Copy)]
-struct Side<'a> {
-    s: &'a ConvShape,
-    to: &'a Array,
-    images: &'a Array,
-    filters: &'a Array,
-    bias: Option<&'a Array>,
+pub(super) struct Side<'a> {
+    pub(super) s: &'a ConvShape,
+    pub(super) to: &'a Array,
+    pub(super) images: &'a Array,
+    pub(super) filters: &'a Array,
+    pub(super) bias: Option<&'a Array>,
 }
 
 impl Side<'_> {
     /// Channels written, in each group.
-    fn rows(&self) -> usize {
+    pub(super) fn rows(&self) -> usize {
         self.to.shape()[1] / self.s.groups
     }
 
     /// Channels summed over, in each group.
-    fn channels(&self) -> usize {
+    pub(super) fn channels(&self) -> usize {
         self.images.shape()[1] / self.s.groups
     }
 }
 
 /// The number of a side, and its axes.
-type Term = (usize, [Axis; 2]);
+pub(super) type Term = (usize, [Axis; 2]);
 
 /// Forward pass (0) or data gradient (1) of one convolution or two.
-struct Images<'a> {
-    sides: &'a [Side<'a>],
+#[derive(Clone, Copy)]
+pub(super) struct Images<'a> {
+    pub(super) sides: &'a [Side<'a>],
     /// What adds up in the same tiles.
-    sums: &'a [Vec<Term>],
-    pass: usize,
-    store: Store,
+    pub(super) sums: &'a [Vec<Term>],
+    pub(super) pass: usize,
+    pub(super) store: Store,
 }
 
 impl Images<'_> {
     /// Computes all `to`, or answers false where other kernels have to, for which `otherwise` does it once; the result is wanted in
     /// `layout`.
     fn compute(&self, layout: Layout, otherwise: &dyn Fn() -> Result<()>) -> Result<bool> {
+        if six::takes(self.sides[0].to)? {
+            return self.compute_six();
+        }
         let way = self.way(layout, otherwise)?;
         self.run(&way)
     }
@@ -117,26 +122,34 @@ impl Images<'_> {
                 let Side { to, images, filters, bias, .. } = sides[0];
                 halo.run(to, images, (filters, pass), bias, self.store)?;
             }
-            Way::Im2col(plan) => Images { sides: &sides, pass, ..*self }.launches(plan)?,
+            Way::Im2col(plan) => {
+                let images = Images { sides: &sides, pass, ..*self };
+                images.launches(&|sums| images.launch(plan, sums))?;
+            }
             Way::Otherwise => {}
         }
         Ok(true)
     }
 
-    fn plan(&self) -> Result<Option<Plan>> {
+    /// Whether the copy engine reads the pixels.
+    pub(super) fn fits(&self) -> bool {
         let (to, groups) = (self.sides[0].to, self.sides[0].s.groups);
         let size = |a: &Array| [a.shape()[2], a.shape()[3]];
         let fits = |&(of, axes): &Term| axes.iter().zip(size(self.sides[of].images)).all(|(axis, size)| axis.fits(size));
         // A step that is no whole one would go on into the next group's channels.
         let whole = |side: &Side| groups == 1 || side.channels().is_multiple_of(128 / to.dtype().size());
-        if !self.sums.iter().flatten().all(fits) || !self.sides.iter().all(whole) {
+        self.sums.iter().flatten().all(fits) && self.sides.iter().all(whole)
+    }
+
+    fn plan(&self) -> Result<Option<Plan>> {
+        if !self.fits() {
             return Ok(None);
         }
-        self.work(|work| wgmma::plan(to, Tile::IMAGE, work))
+        self.work(|work| wgmma::plan(self.sides[0].to, Tile::IMAGE, work))
     }
 
     /// Gives `f` the products.
-    fn work<T>(&self, f: impl FnOnce(&Work) -> Result<T>) -> Result<T> {
+    pub(super) fn work<T>(&self, f: impl FnOnce(&Work) -> Result<T>) -> Result<T> {
         let (to, groups) = (self.sides[0].to, self.sides[0].s.groups);
         let mut multiplications = 0usize;
         let span = |terms: &Vec<Term>| {
@@ -153,7 +166,7 @@ impl Images<'_> {
     }
 
     /// Launches with as many phases as one takes.
-    fn launches(&self, plan: &Plan) -> Result<()> {
+    pub(super) fn launches(&self, launch: &dyn Fn(&[Vec<Term>]) -> Result<()>) -> Result<()> {
         let mut sums = self.sums;
         while !sums.is_empty() {
             let phases = sums.iter().scan(0, |all, terms| {
@@ -161,23 +174,37 @@ impl Images<'_> {
                 Some(*all)
             });
             let (now, later) = sums.split_at(phases.take_while(|&all| all <= PHASES).count().max(1));
-            self.launch(plan, now)?;
+            launch(now)?;
             sums = later;
         }
         Ok(())
     }
 
-    fn launch(&self, plan: &Plan, sums: &[Vec<Term>]) -> Result<()> {
+    /// The phases of a launch, how many tiles they have, and its sizes.
+    pub(super) fn phases(&self, tile: Tile, sums: &[Vec<Term>]) -> (Vec<Phase>, usize, Sizes) {
         let (first, second) = ends(self.sides);
-        let (shape, dtype) = (first.to.shape(), first.to.dtype());
+        let (shape, groups) = (first.to.shape(), first.s.groups);
         let (mut tiles, mut phases) = (0, Vec::new());
         for terms in sums {
             phases.extend(terms.iter().map(|&(of, axes)| Phase { axes, begin: tiles as i32, of: of as i32 }));
-            let across = (shape[0] * plane(&terms[0].1)).div_ceil(plan.tile.columns());
-            tiles += self.sides[terms[0].0].rows().div_ceil(plan.tile.rows()) * across * first.s.groups;
+            let across = (shape[0] * plane(&terms[0].1)).div_ceil(tile.columns());
+            tiles += self.sides[terms[0].0].rows().div_ceil(tile.rows()) * across * groups;
         }
         let channels = |side: &Side| [side.rows(), side.channels(), side.filters.shape()[3]];
-        let sizes = Sizes::new(&phases, tiles, [first, second].map(channels), [shape[0], shape[2], shape[3]], first.s.groups);
+        let sizes = Sizes::new(&phases, tiles, [first, second].map(channels), [shape[0], shape[2], shape[3]], groups);
+        (phases, tiles, Sizes { adds: (self.store == Store::Added).into(), ..sizes })
+    }
+
+    /// Parts of the statistics of side `i` in a launch, if it has any.
+    pub(super) fn parts(&self, i: usize, tile: Tile, sums: &[Vec<Term>]) -> Option<usize> {
+        let across = |&(_, axes): &Term| (self.sides[0].to.shape()[0] * plane(&axes)).div_ceil(tile.columns()) * tile.across;
+        sums.iter().flatten().find(|(of, _)| *of == i).map(across)
+    }
+
+    fn launch(&self, plan: &Plan, sums: &[Vec<Term>]) -> Result<()> {
+        let (first, second) = ends(self.sides);
+        let dtype = first.to.dtype();
+        let (phases, tiles, sizes) = self.phases(plan.tile, sums);
         let filters = |side: &Side| filters(side.filters, self.pass, plan.tile.rows());
         let mut launch = Launch::new(first.to, "conv2d_wgmma.cu", "conv2d_wgmma", &plan.defines(dtype, &[("PASS", self.pass)]))?
             .tensor(first.filters, &filters(first))
@@ -188,11 +215,10 @@ impl Images<'_> {
             launch = launch.tensor(images, &wgmma::swizzled(pixels, dtype));
         }
         let launch = launch.array(first.to).array(second.to).optional(first.bias).optional(second.bias);
-        let mut launch = launch.value(Sizes { adds: (self.store == Store::Added).into(), ..sizes });
+        let mut launch = launch.value(sizes);
         let mut all = Vec::new();
         for (i, side) in [first, second].into_iter().enumerate() {
-            let across = |&(_, axes): &Term| (shape[0] * plane(&axes)).div_ceil(plan.tile.columns()) * plan.tile.across;
-            let parts = sums.iter().flatten().find(|(of, _)| *of == i).map(across);
+            let parts = self.parts(i, plan.tile, sums);
             // `NOTES` of the kernel.
             let notes = dtype.size() == 2 || plan.resident == 1 || plan.tile.cols < 128;
             let moments = parts.filter(|_| notes).map_or(Ok(None), |parts| self.store.moments(side.to, parts))?;
@@ -232,7 +258,7 @@ fn heavy_first(sums: &mut [Vec<Term>]) {
 /// dx of one convolution, or the sum of those of two with the same strides, added to what has `arrived` in its place.
 pub(in crate::ops::conv2d) fn backward_data(convs: &[Gradient], arrived: Option<&Array>) -> Result<Option<Array>> {
     let (dy, _, s) = convs[0];
-    let turns = dy.dtype() == DType::F32;
+    let turns = dy.dtype() == DType::F32 && !six::takes(dy)?;
     // Filters are turned as a whole, not by group.
     if (turns && s.groups > 1) || convs.iter().any(|(_, _, other)| (other.stride, other.groups) != (s.stride, s.groups)) {
         return Ok(None);

@@ -1,15 +1,21 @@
-//! Convolution by wgmma: launches of `kernels/conv2d_wgmma.cu`, for channels-last images in 16 bits and tf32. Each
+//! Convolution by wgmma: launches of `kernels/conv2d_wgmma.cu`, for channels-last images in 16 bits and tf32, and of its like. Each
 //! function takes one convolution or two of the same x, and answers `None` where another kernel, or one for each, has to run.
 
 mod axis;
 mod halo;
 mod images;
+mod six;
 mod tf32;
 mod way;
 mod weight;
 
 use super::output;
-use crate::{Array, Layout, Result, cpu::conv::ConvShape, cuda::TensorMap, ops::moments::Moments, ops::wgmma};
+use crate::{
+    Array, DType, Layout, Result,
+    cpu::conv::ConvShape,
+    cuda::TensorMap,
+    ops::{moments::Moments, wgmma},
+};
 use axis::Axis;
 
 pub(super) use images::{backward_data, forward};
@@ -74,8 +80,10 @@ fn takes(like: &Array, s: &ConvShape) -> Result<bool> {
     let small = product(&[n, s.h, s.w]).max(product(&[n, oh, ow])).max(product(&[s.c, s.o, s.kernel[0], s.kernel[1]])) < 1 << 30;
     let empty = [n, s.c, o].contains(&0);
     let near = s.padding.iter().chain(&s.kernel).chain(&s.dilation).chain(&s.stride).all(|&v| v < 1 << 10);
-    let aligned = wgmma::aligned(like.dtype(), &[s.c / s.groups, o / s.groups]);
-    Ok(small && near && !empty && aligned && wgmma::takes(like)?)
+    let six = crate::ops::six::takes(like)?;
+    let read_as = if six { DType::BF16 } else { like.dtype() };
+    let aligned = wgmma::aligned(read_as, &[s.c / s.groups, o / s.groups]);
+    Ok(small && near && !empty && aligned && (six || wgmma::takes(like)?))
 }
 
 /// Whether `conv3x3_wgmma.cu` computes it.

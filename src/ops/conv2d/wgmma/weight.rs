@@ -17,7 +17,10 @@ use crate::{
     Array, DType, Layout, Result,
     cpu::conv::ConvShape,
     cuda::{Launch, Swizzle, TensorMap},
-    ops::wgmma::{self, Plan, Span, Tile, Work},
+    ops::{
+        six,
+        wgmma::{self, Plan, Span, Tile, Work},
+    },
 };
 
 /// dw of one convolution or two, from each one's dy and sizes.
@@ -31,7 +34,6 @@ pub(in crate::ops::conv2d) fn backward_weight(x: &Array, convs: &[(&Array, &Conv
         plain = plain.or(Some(conv).filter(|_| is_plain_3x3(s)));
         axes.push(own);
     }
-    let halo = plain.map_or(Ok(None), |(dy, s)| HaloWeight::new(dy, s.c))?;
     let (dtype, groups, mut multiplications) = (x.dtype(), convs[0].1.groups, 0usize);
     let span = |(&(_, s), axes): (&(&Array, &ConvShape), &[Axis; 2])| {
         let pixels = s.n * plane(axes);
@@ -39,6 +41,10 @@ pub(in crate::ops::conv2d) fn backward_weight(x: &Array, convs: &[(&Array, &Conv
         Span { m: s.o / groups, n: taps(axes) * (s.c / groups).next_multiple_of(64), steps: wgmma::steps(dtype, pixels) }
     };
     let spans: Vec<Span> = convs.iter().zip(&axes).map(span).collect();
+    if six::takes(x)? {
+        return super::six::backward_weight(x, convs, &axes, &spans, multiplications);
+    }
+    let halo = plain.map_or(Ok(None), |(dy, s)| HaloWeight::new(dy, s.c))?;
     let work = Work { spans: &spans, batch: groups, multiplications, split: true, products: wgmma::products(dtype) };
     let (plan, alone) = (wgmma::plan(x, Tile::WEIGHT, &work)?, convs.len() == 1);
     let model = match (halo, plan) {
@@ -63,7 +69,6 @@ pub(in crate::ops::conv2d) fn backward_weight(x: &Array, convs: &[(&Array, &Conv
 
 /// The same in one way.
 fn run(x: &Array, convs: &[(&Array, &ConvShape)], axes: &[[Axis; 2]], way: &Way<HaloWeight>) -> Result<Option<Vec<Array>>> {
-    let (dtype, groups) = (x.dtype(), convs[0].1.groups);
     let (sums, parts) = match way {
         Way::Halo(halo) => {
             let (sums, parts) = halo.run(&last(convs[0].0)?, &last(x)?)?;
@@ -72,6 +77,12 @@ fn run(x: &Array, convs: &[(&Array, &ConvShape)], axes: &[[Axis; 2]], way: &Way<
         Way::Im2col(plan) => (weight_parts(&last(x)?, convs, axes, plan)?, plan.parts),
         Way::Otherwise => return Ok(None),
     };
+    add_up(x, convs, &sums, parts).map(Some)
+}
+
+/// Each dw from its parts, (part, o, taps, c / groups).
+pub(super) fn add_up(x: &Array, convs: &[(&Array, &ConvShape)], sums: &[Array], parts: usize) -> Result<Vec<Array>> {
+    let (dtype, groups) = (x.dtype(), convs[0].1.groups);
     let add_up = |((_, s), sums): (&(&Array, &ConvShape), &Array)| {
         let dw = Array::uninit(&[s.o, s.c / groups, s.kernel[0], s.kernel[1]], dtype, x.layout(), &x.context())?;
         // The parts are channels-last already: a tap of as many channels as there are numbers.
@@ -87,7 +98,7 @@ fn run(x: &Array, convs: &[(&Array, &ConvShape)], axes: &[[Axis; 2]], way: &Way<
             .run_1d(dw.len())?;
         Ok(dw)
     };
-    convs.iter().zip(&sums).map(add_up).collect::<Result<_>>().map(Some)
+    convs.iter().zip(sums).map(add_up).collect()
 }
 
 /// Whether the gradients of the filters, split into bf16 where they are f32, take less than by tf32 on mma.sync.
@@ -106,20 +117,10 @@ fn worth_splitting(convs: &[(&Array, &ConvShape)], times: [Option<f64>; 2]) -> R
 
 /// The parts of each dw, (part, o, taps, c / groups), from channels-last x.
 fn weight_parts(x: &Array, convs: &[(&Array, &ConvShape)], axes: &[[Axis; 2]], plan: &Plan) -> Result<Vec<Array>> {
-    let (dtype, context, groups) = (x.dtype(), x.context(), convs[0].1.groups);
+    let dtype = x.dtype();
     let depth = 128 / dtype.size();
     let dys = each_last(convs.iter().map(|(dy, _)| *dy))?;
-    let (mut tiles, mut phases, mut sums) = (0, Vec::new(), Vec::new());
-    for (of, (&(_, s), &axes)) in convs.iter().zip(axes).enumerate() {
-        phases.push(Phase { axes, begin: tiles as i32, of: of as i32 });
-        let columns = taps(&axes) * (s.c / groups).next_multiple_of(64);
-        tiles += (s.o / groups).div_ceil(plan.tile.rows()) * columns.div_ceil(plan.tile.columns()) * plan.parts * groups;
-        sums.push(Array::uninit(&[plan.parts, s.w_len()], DType::F32, Layout::RowMajor, &context)?);
-    }
-    let (first, second) = ends(convs);
-    let channels = |s: &ConvShape| [s.o / groups, s.c / groups, s.kernel[1]];
-    let [n, _, oh, ow] = output(first.1);
-    let sizes = Sizes::new(&phases, tiles, [channels(first.1), channels(second.1)], [n, oh, ow], groups);
+    let (sums, tiles, sizes) = layout(x, convs, axes, (plan.tile, plan.parts, plan.chunk))?;
     let map = |dy: &Array| {
         let [n, o, oh, ow] = [0, 1, 2, 3].map(|i| dy.shape()[i]);
         TensorMap::tiled(&[o, n * oh * ow], &[o], &[depth, depth]).swizzle(Swizzle::Span128)
@@ -132,7 +133,29 @@ fn weight_parts(x: &Array, convs: &[(&Array, &ConvShape)], axes: &[[Axis; 2]], p
         .tensor(x, &im2col(x, *axes1, depth).swizzle(Swizzle::Span128))
         .array(sums0)
         .array(sums1)
-        .value(Sizes { chunk: plan.chunk as i32, parts: plan.parts as i32, ..sizes })
+        .value(sizes)
         .run(plan.grid(tiles), plan.threads(), plan.shared())?;
     Ok(sums)
+}
+
+/// Memory for the parts of each dw, how many tiles a launch has, and its sizes.
+pub(super) fn layout(
+    x: &Array,
+    convs: &[(&Array, &ConvShape)],
+    axes: &[[Axis; 2]],
+    (tile, parts, chunk): (Tile, usize, usize),
+) -> Result<(Vec<Array>, usize, Sizes)> {
+    let groups = convs[0].1.groups;
+    let (mut tiles, mut phases, mut sums) = (0, Vec::new(), Vec::new());
+    for (of, (&(_, s), &axes)) in convs.iter().zip(axes).enumerate() {
+        phases.push(Phase { axes, begin: tiles as i32, of: of as i32 });
+        let columns = taps(&axes) * (s.c / groups).next_multiple_of(64);
+        tiles += (s.o / groups).div_ceil(tile.rows()) * columns.div_ceil(tile.columns()) * parts * groups;
+        sums.push(Array::uninit(&[parts, s.w_len()], DType::F32, Layout::RowMajor, &x.context())?);
+    }
+    let (first, second) = ends(convs);
+    let channels = |s: &ConvShape| [s.o / groups, s.c / groups, s.kernel[1]];
+    let [n, _, oh, ow] = output(first.1);
+    let sizes = Sizes::new(&phases, tiles, [channels(first.1), channels(second.1)], [n, oh, ow], groups);
+    Ok((sums, tiles, Sizes { chunk: chunk as i32, parts: parts as i32, ..sizes }))
 }
