@@ -190,7 +190,7 @@ pub(super) struct HaloWeight {
 }
 
 impl HaloWeight {
-    const TILE: Tile = Tile { down: 1, across: 3, cols: 192 };
+    const TILE: Tile = wgmma::tile(1, 3, 192);
     /// Pixels that are multiplied at once.
     const AT_ONCE: usize = 32;
 
