@@ -104,7 +104,8 @@ impl Tile {
         let Tile { down, across, cols, cluster } = self;
         let all = [("DOWN", down), ("ACROSS", across), ("COLS", cols), ("STAGES", stages), ("RESIDENT", resident)];
         let cluster = [("CLUSTER", cluster)];
-        let numbers = all.iter().chain(cluster.iter().filter(|c| c.1 > 1)).chain(own).map(|&(name, v)| (name, Define::Int(v as i64)));
+        let numbers =
+            all.iter().chain(cluster.iter().filter(|c| c.1 > 1)).chain(own).map(|&(name, v)| (name, Define::Int(v as i64)));
         [("scalar_t", dtype.into())].into_iter().chain(numbers).collect()
     }
 
