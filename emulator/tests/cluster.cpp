@@ -1,8 +1,9 @@
-// Clusters: blocks that load for each other and arrive at each other's barriers, and planted faults, each of which must be
-// noticed.
+// Clusters: the kernels of tests/kernels/cluster.cu against plain loops, and planted faults, each of which must be noticed.
+#include <fstream>
+#include <sstream>
+
 #include "cuda.h"
 
-extern "C" int cuTensorMapEncodeTiled(void*, int, unsigned, void*, const uint64_t*, const uint64_t*, const unsigned*, const unsigned*, int, int, int, int);
 extern "C" int cuLaunchKernelEx(const void*, void*, void**, void**);
 
 struct alignas(64) Map { uint64_t words[16]; };
@@ -15,88 +16,11 @@ static Map rows_of(CUdeviceptr p, unsigned columns, unsigned rows, unsigned box_
     return m;
 }
 
-// Each block of a cluster of SIZE has its own rows of x, and loads its part of what all share for all: the ring of
-// hadal's products. FAULT is what is wrong.
-static const char* source = R"(
-#include "ptx_hopper.cuh"
-typedef unsigned long long u64;
-enum { STAGES = 2, PART = 8 / SIZE };
-struct alignas(128) Stage { float own[4][32], shared[8][32]; };
-
-// y[block][row][column] = sum over the steps of own + the sum of the shared rows' column
-extern "C" __global__ void __cluster_dims__(SIZE, 1, 1) __launch_bounds__(160)
-    ring(float* y, const __grid_constant__ TensorMap own, const __grid_constant__ TensorMap shared, int steps) {
-  __shared__ Stage stages[STAGES];
-  __shared__ u64 full[STAGES], empty[STAGES];
-  const unsigned rank = cluster_rank(), size = cluster_size();
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < STAGES; ++i) mbarrier_init(full + i, 1), mbarrier_init(empty + i, FAULT == 1 ? 4 : 4 * size);
-    if (FAULT != 2) fence_mbarrier_init();
-  }
-  if (FAULT == 3 || FAULT == 2) __syncthreads();
-  if (FAULT != 3) cluster_arrive(), cluster_wait();
-  if (FAULT == 7 && rank == 1) return;
-  if (threadIdx.x >= 128) {
-    if (elect_one())
-      for (int i = 0; i < steps; ++i) {
-        const int s = i % STAGES;
-        mbarrier_wait(empty + s, (i / STAGES & 1) ^ 1);
-        mbarrier_arrive_expect(full + s, sizeof(Stage) + (FAULT == 4 ? 128 : FAULT == 5 ? -128 : 0));
-        tensor_load(stages[s].own, &own, full + s, i * 32, blockIdx.x * 4);
-        tensor_load_multicast(stages[s].shared + rank * PART, &shared, full + s, FAULT == 6 ? 1u << (1 + size) : (1u << size) - 1, i * 32,
-                              rank * PART);
-      }
-  } else {
-    float sum = 0;
-    for (int i = 0; i < steps; ++i) {
-      const int s = i % STAGES;
-      mbarrier_wait(full + s, i / STAGES & 1);
-      sum += stages[s].own[threadIdx.x / 32][threadIdx.x % 32];
-      for (int r = 0; r < 8; ++r) sum += stages[s].shared[r][threadIdx.x % 32];
-      __syncwarp();
-      if (FAULT == 1) {
-        if (threadIdx.x % 32 == 0) mbarrier_arrive(empty + s);
-      } else if (threadIdx.x % 32 < size) {
-        mbarrier_arrive_cluster(empty + s, threadIdx.x % 32);
-      }
-      if (FAULT == 8 && rank == 1 && i == 1) return;
-    }
-    y[blockIdx.x * 128 + threadIdx.x] = sum;
-  }
-  if (FAULT == 9 || (FAULT == 10 && rank == 0)) return;
-  if (FAULT == 11) cluster_wait();
-  cluster_arrive();
-  if (FAULT == 12) return;
-  if (FAULT == 13) cluster_arrive();
-  cluster_wait();
-}
-
-// Rank and size in three dimensions; a poll that only the other block ends; variables met in another order; threads that returned.
-__device__ __forceinline__ u64* late(int which) {
-  __shared__ u64 a[3];
-  if (which == 0) return a;
-  __shared__ u64 b;
-  return &b;
-}
-extern "C" __global__ void others(float* y) {
-  const unsigned rank = cluster_rank(), size = cluster_size();
-  if (threadIdx.x >= 40) return;
-  u64 *a = late(rank % 2), *b = late(1 - rank % 2), *bar = rank % 2 ? a : b;
-  if (threadIdx.x == 0) mbarrier_init(bar, size), fence_mbarrier_init();
-  cluster_arrive();
-  cluster_wait();
-  if (threadIdx.x < size) mbarrier_arrive_cluster(bar, threadIdx.x);
-  if (threadIdx.x == 32)
-    while (!mbarrier_test_wait(bar, 0)) {
-    }
-  if (threadIdx.x == 33) mbarrier_wait(bar, 0);
-  if (threadIdx.x == 0) y[(blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x] = rank + 100 * size;
-  cluster_arrive();
-  cluster_wait();
-}
-)";
 static void* kernel_of(const char* name, int size, int fault) {
-    return function_of(module_of(source, {"--include-path=" HADAL_ROOT "/kernels", "-DSIZE=" + std::to_string(size), "-DFAULT=" + std::to_string(fault)}), name);
+    std::ifstream f(HADAL_ROOT "/tests/kernels/cluster.cu");
+    std::stringstream s;
+    s << f.rdbuf();
+    return function_of(module_of(s.str(), {"--include-path=" HADAL_ROOT "/kernels", "-DSIZE=" + std::to_string(size), "-DFAULT=" + std::to_string(fault)}), name);
 }
 
 static int run_ring(int size, int fault, unsigned blocks = 0, std::vector<float>* out = nullptr, std::vector<float>* want = nullptr) {
@@ -145,13 +69,34 @@ static void ranks() {
     GIVES(CUDA_ERROR_INVALID_CLUSTER_SIZE, with_attribute(f, grid, 4, 3, 1, out));
     GIVES(CUDA_ERROR_INVALID_CLUSTER_SIZE, run_ring(2, 0, 3));
 }
-static void all() { rings(), ranks(); }
+static void boxes() {
+    Map m[5];
+    uint64_t extents[5][5] = {{64}, {8, 8}, {4, 4, 4}, {4, 4, 2, 2}, {4, 2, 2, 2, 2}};
+    for (unsigned r = 1; r <= 5; r++) {
+        uint64_t strides[4], bytes = 4;
+        unsigned box[5], steps[] = {1, 1, 1, 1, 1};
+        for (unsigned i = 0; i < r; i++) {
+            box[i] = (unsigned)extents[r - 1][i];
+            bytes *= box[i];
+            if (i < 4) strides[i] = bytes;
+        }
+        std::vector<float> v(64);
+        for (unsigned i = 0; i < 64; i++) v[i] = float((i + 1) << 2 * r);
+        OK(cuTensorMapEncodeTiled(&m[r - 1], F32, r, (void*)upload(v), extents[r - 1], strides, box, steps, 0, 0, 2, 0));
+    }
+    CUdeviceptr y = device(512);
+    OK(launch1(kernel_of("boxes", 1, 0), 2, 64, y, m[0], m[1], m[2], m[3], m[4]));
+    auto v = download<float>(y, 128);
+    for (unsigned i = 0; i < 64; i++) EXPECT(v[i] == float((i + 1) * (4 + 16 + 64 + 256)) && v[64 + i] == float((i + 1) * (4 + 16 + 64 + 256 + 1024)));
+}
+static void all() { rings(), ranks(), boxes(); }
 template <int fault> static void fails() { GIVES(CUDA_ERROR_LAUNCH_FAILED, run_ring(2, fault)); }
 static void no_clusters() { GIVES(CUDA_ERROR_LAUNCH_FAILED, launch1(kernel_of("others", 1, 0), 2, 64, device(64))); }
 
 static const Case cases[] = {
     {"rings of 1, 2, 4 and 8 blocks", rings, "", ""},
     {"ranks, polls, threads that returned, sizes that are refused", ranks, "", ""},
+    {"boxes of one to five axes", boxes, "", ""},
     {"all, shuffled", all, "HADAL_EMU_SHUFFLE=7", ""},
     {"all, shuffled otherwise", all, "HADAL_EMU_SHUFFLE=12", ""},
     {"all, on one thread", all, "HADAL_EMU_THREADS=1", ""},

@@ -55,6 +55,7 @@ fn sources() -> Vec<(&'static str, &'static str)> {
     let mut all = KERNELS.to_vec();
     all.push(expand(Source::new("swish.cu", include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/swish.cu")))));
     all.push(expand(Source::new("faults.cu", include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kernels/faults.cu")))));
+    all.push(expand(Source::new("cluster.cu", include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kernels/cluster.cu")))));
     all.push(expand(Source::new("hopper.cu", include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kernels/hopper.cu")))));
     all
 }
