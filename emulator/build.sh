@@ -37,7 +37,7 @@ mkdir -p "$work"
 } >"$work/stubs.cpp"
 flags="-std=c++17 -O2 -march=native -fPIC -fvisibility=hidden -fno-strict-aliasing -Wall -Wextra -g1 $HADAL_EMULATOR_FLAGS"
 case $(uname -m) in x86_64) flags="$flags -mno-red-zone" ;; esac
-cuda="fiber block launch memory memcalls device stream graph module hooks ptx mbarrier bulk tensor_map wgmma compile translate"
+cuda="fiber block cluster launch memory memcalls device stream graph module hooks ptx mbarrier bulk tensor_map wgmma compile translate"
 list=
 for f in $cuda nvrtc; do list="$list $here/src/$f.cpp"; done
 printf '%s\n' $list "$work/stubs.cpp" | xargs -P "$(nproc 2>/dev/null || echo 2)" -I{} sh -c \

@@ -13,6 +13,13 @@
 // variants: scalar_t=bf16,float; DOWN=2; ACROSS=1; COLS=128; STAGES=3; RESIDENT=2; A_K=1; B_K=1; ACTIVATION=RELU,TANH; arch=90a
 // variants: scalar_t=bf16,float; DOWN=2; ACROSS=1; COLS=128; STAGES=3; RESIDENT=1; A_K=1; B_K=1; ACTIVATION=SIGMOID; arch=90a
 // variants: scalar_t=bf16; DOWN=1; ACROSS=1; COLS=128; STAGES=4; RESIDENT=2; A_K=1; B_K=1; ACTIVATION=RELU,SIGMOID,TANH; arch=90a
+// variants: scalar_t=bf16; DOWN=2; ACROSS=1; COLS=256; STAGES=4; RESIDENT=1; CLUSTER=2; A_K=0,1; B_K=0,1; arch=90a
+// variants: scalar_t=bf16; DOWN=2; ACROSS=1; COLS=128; STAGES=3; RESIDENT=2; CLUSTER=2; A_K=0,1; B_K=0,1; arch=90a
+// variants: scalar_t=float; DOWN=2; ACROSS=1; COLS=256; STAGES=4; RESIDENT=1; CLUSTER=2; A_K=1; B_K=1; arch=90a
+// variants: scalar_t=float; DOWN=2; ACROSS=1; COLS=128; STAGES=3; RESIDENT=2; CLUSTER=2; A_K=1; B_K=1; arch=90a
+// variants: scalar_t=bf16,float; DOWN=2; ACROSS=1; COLS=256; STAGES=4; RESIDENT=1; CLUSTER=2; A_K=1; B_K=1; ACTIVATION=SIGMOID; arch=90a
+// variants: scalar_t=bf16,float; DOWN=2; ACROSS=1; COLS=128; STAGES=3; RESIDENT=2; CLUSTER=2; A_K=1; B_K=1; ACTIVATION=TANH; arch=90a
+// variants: scalar_t=bf16; DOWN=2; ACROSS=1; COLS=128; STAGES=3; RESIDENT=1; CLUSTER=2; A_K=1; B_K=1; ACTIVATION=SIGMOID; arch=90a
 #include "wgmma.cuh"
 
 struct Product {
@@ -20,7 +27,7 @@ struct Product {
   int steps, chunk;           // steps of DEPTH along k, and for each part
   int parts, outer;           // parts of k, products side by side
   int inner;                  // products that are summed (r)
-  int tiles_m, tiles_n, all;  // tiles of a product, and of all parts and products
+  int tiles_m, tiles_n, all;  // tiles of a product, and of all parts and products; by clusters
 };
 
 // The number of the matrix that belongs to the i-th index of a batch.
@@ -37,7 +44,11 @@ __device__ __forceinline__ int matrix_of(unsigned i, const Index& at) {
 
 // y (outer, m, n), bias (n) or null. With `parts` not null the sums go there instead, (part, outer, m, n), for sum_parts.
 // outer_a … inner_b count matrices.
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
+extern "C" __global__ void
+#if CLUSTER > 1
+    __cluster_dims__(CLUSTER, 1, 1)
+#endif
+    __launch_bounds__(THREADS, RESIDENT)
     matmul_wgmma(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, scalar_t* __restrict__ y,
                  float* __restrict__ parts, const scalar_t* __restrict__ bias, const Product s, const __grid_constant__ Index outer_a,
                  const __grid_constant__ Index outer_b, const __grid_constant__ Index inner_a, const __grid_constant__ Index inner_b) {
@@ -47,8 +58,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
   auto end_of = [&](int part) { return s.steps - part * s.chunk < s.chunk ? s.steps : (part + 1) * s.chunk; };
   if (threadIdx.x >= GROUPS * 128) {
     if (!elect_one()) return;
+    const int share = CLUSTER > 1 ? (int)cluster_rank() : 0;
 #pragma unroll 1
-    for (int work = blockIdx.x; work < s.all; work += gridDim.x) {
+    for (int work = blockIdx.x / CLUSTER; work < s.all; work += gridDim.x / CLUSTER) {
       const Piece p = piece(work, s.tiles_m, s.tiles_n, s.parts);
 #pragma unroll 1
       for (int r = 0; r < s.inner; ++r) {
@@ -64,10 +76,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
             for (int g = 0; g < TILE_M / 64; ++g) tensor_load(to_a + g * BOX, &a, bar, p.m0 + g * 64, k, of_a);
 #endif
 #if B_K
-            tensor_load(to_b, &b, bar, k, p.n0, of_b);
+            load_shared(to_b + share * (B_BYTES / CLUSTER), &b, bar, k, p.n0 + share * (TILE_N / CLUSTER), of_b);
 #else
 #pragma unroll 1
-            for (int g = 0; g < TILE_N / 64; ++g) tensor_load(to_b + g * BOX, &b, bar, p.n0 + g * 64, k, of_b);
+            for (int g = share * (TILE_N / 64 / CLUSTER); g < (share + 1) * (TILE_N / 64 / CLUSTER); ++g)
+              load_shared(to_b + g * BOX, &b, bar, p.n0 + g * 64, k, of_b);
 #endif
           });
         }
@@ -76,7 +89,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     return;
   }
 #pragma unroll 1
-  for (int work = blockIdx.x; work < s.all; work += gridDim.x) {
+  for (int work = blockIdx.x / CLUSTER; work < s.all; work += gridDim.x / CLUSTER) {
     const Piece p = piece(work, s.tiles_m, s.tiles_n, s.parts);
     float d[COLS / 2];
     multiply<A_K, B_K>(d, ring, turn, (end_of(p.part) - p.part * s.chunk) * s.inner);
@@ -113,4 +126,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
           if (n + e < s.n) ((unsigned short*)at)[e] = (unsigned short)((&eight.x)[e / 2] >> e % 2 * 16);
     });
   }
+  ring.finish();
 }

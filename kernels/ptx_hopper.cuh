@@ -1,6 +1,6 @@
 // Hopper's words, in inline PTX as in ptx.cuh: mbarriers, the copy engine with its tensor maps, named barriers, stmatrix,
 // and (ptx_wgmma.cuh) the tensor cores of a warpgroup. Pointers to shared memory are generic ones; a barrier is 8 bytes.
-// For sm_90 and newer; what is marked so wants sm_90a. Clusters are of one block.
+// For sm_90 and newer; what is marked so wants sm_90a. Without `__cluster_dims__` a cluster is of one block.
 #pragma once
 #include "ptx.cuh"
 
@@ -70,6 +70,31 @@ __device__ __forceinline__ void fence_proxy_async() { asm volatile("fence.proxy.
 // The same for global memory.
 __device__ __forceinline__ void fence_proxy_async_global() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
 
+// ---- clusters: blocks that run at the same time. They find each other's shared memory by rank and a place of their own.
+
+__device__ __forceinline__ unsigned cluster_rank() {
+  unsigned rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+__device__ __forceinline__ unsigned cluster_size() {
+  unsigned size;
+  asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+  return size;
+}
+// The barrier of all threads of all blocks, but for those that have returned. It must be passed after barriers are initialized and
+// before others use them, and before a block ends at whose memory or barriers others may still be.
+__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
+// Arrives at the barrier that lies at the same place in the block `rank`. It orders what the thread has read, which is what
+// stages that others write again need; to publish writes to other blocks it would have to be `.release.cluster`, which is slow.
+__device__ __forceinline__ void mbarrier_arrive_cluster(unsigned long long* bar, unsigned rank) {
+  asm volatile("{.reg .b32 there; mapa.shared::cluster.u32 there, %0, %1; mbarrier.arrive.shared::cluster.b64 _, [there];}" ::"r"(
+                   shared_address(bar)),
+               "r"(rank)
+               : "memory");
+}
+
 // ---- the copy engine, told by one thread
 
 // A multiple of 16 bytes between places aligned to 16; loads complete on an mbarrier.
@@ -119,12 +144,22 @@ __device__ __forceinline__ void tensor_map_prefetch(const TensorMap* map) {
 // A box of a tensor with its corner at the coordinates (channels first), to or from a place aligned to 128 bytes. What lies
 // outside of the tensor is loaded as zeros (or NaNs, as the map says), counts among the bytes, and is not stored.
 #define LIST(...) __VA_ARGS__
-#define TENSOR_WORDS(rank, parameters, from2, from3, operands)                                                            \
+// With `mask` the box goes to the same place in all blocks of the cluster whose bits are set, and completes on the barrier at
+// the same place as `bar` in each.
+#define TENSOR_WORDS(rank, parameters, from2, from3, from4, operands)                                                     \
   __device__ __forceinline__ void tensor_load(void* dst, const TensorMap* map, unsigned long long* bar, parameters) {     \
     asm volatile("cp.async.bulk.tensor." rank                                                                             \
                  ".shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {" from3 "}], [%2];" ::"r"(        \
                      shared_address(dst)),                                                                                \
                  "l"(map), "r"(shared_address(bar)), operands                                                             \
+                 : "memory");                                                                                             \
+  }                                                                                                                       \
+  __device__ __forceinline__ void tensor_load_multicast(void* dst, const TensorMap* map, unsigned long long* bar,         \
+                                                        unsigned mask, parameters) {                                      \
+    asm volatile("cp.async.bulk.tensor." rank                                                                             \
+                 ".shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {" from4        \
+                 "}], [%2], %3;" ::"r"(shared_address(dst)),                                                              \
+                 "l"(map), "r"(shared_address(bar)), "h"((unsigned short)mask), operands                                  \
                  : "memory");                                                                                             \
   }                                                                                                                       \
   __device__ __forceinline__ void tensor_store(const TensorMap* map, const void* src, parameters) {                       \
@@ -144,13 +179,13 @@ __device__ __forceinline__ void tensor_map_prefetch(const TensorMap* map) {
     asm volatile("cp.async.bulk.prefetch.tensor." rank ".L2.global.tile [%0, {" from2 "}];" ::"l"(map), "r"(0), operands  \
                  : "memory");                                                                                             \
   }
-TENSOR_WORDS("1d", int c, "%2", "%3", "r"(c))
-TENSOR_WORDS("2d", LIST(int c, int w), "%2, %3", "%3, %4", LIST("r"(c), "r"(w)))
-TENSOR_WORDS("3d", LIST(int c, int w, int h), "%2, %3, %4", "%3, %4, %5", LIST("r"(c), "r"(w), "r"(h)))
-TENSOR_WORDS("4d", LIST(int c, int w, int h, int n), "%2, %3, %4, %5", "%3, %4, %5, %6",
+TENSOR_WORDS("1d", int c, "%2", "%3", "%4", "r"(c))
+TENSOR_WORDS("2d", LIST(int c, int w), "%2, %3", "%3, %4", "%4, %5", LIST("r"(c), "r"(w)))
+TENSOR_WORDS("3d", LIST(int c, int w, int h), "%2, %3, %4", "%3, %4, %5", "%4, %5, %6", LIST("r"(c), "r"(w), "r"(h)))
+TENSOR_WORDS("4d", LIST(int c, int w, int h, int n), "%2, %3, %4, %5", "%3, %4, %5, %6", "%4, %5, %6, %7",
              LIST("r"(c), "r"(w), "r"(h), "r"(n)))
 TENSOR_WORDS("5d", LIST(int c, int w, int h, int d, int n), "%2, %3, %4, %5, %6", "%3, %4, %5, %6, %7",
-             LIST("r"(c), "r"(w), "r"(h), "r"(d), "r"(n)))
+             "%4, %5, %6, %7, %8", LIST("r"(c), "r"(w), "r"(h), "r"(d), "r"(n)))
 #undef TENSOR_WORDS
 
 // A column of pixels of the bounding box from the coordinates on, W first, then H, D, N, in steps of the map's element

@@ -9,10 +9,12 @@
 //   COLS           a multiple of 8 up to 256; of 32 where the result is row-major, of 64 where b is not K-major
 //   STAGES         steps of k that are in shared memory at once
 //   RESIDENT       blocks on a multiprocessor
+//   CLUSTER        blocks below each other that run together and share the rows of b: each brings its part of them to all. 1 if left out
 //
 // A block has one more warp, of which one thread tells the copy engine what to bring: a ring of STAGES stages, each of a step of
 // DEPTH along k of both operands. A stage's `full` barrier ends a phase when its bytes have arrived, `empty` when all warps have
-// multiplied it. Blocks stay for several tiles: while one is written, the stages of the next are filled.
+// multiplied it: those of all blocks of the cluster, since each of them writes to all. Blocks stay for several tiles: while one is
+// written, the stages of the next are filled.
 //
 // An operand's step lies in shared memory as rows of 128 bytes in the copy engine's swizzle: K-major, a row for each of its rows;
 // else boxes of DEPTH rows, one for each k, with 64 of its rows side by side.
@@ -22,6 +24,10 @@
 #include "spread.cuh"
 
 typedef unsigned long long u64;
+
+#ifndef CLUSTER
+#define CLUSTER 1
+#endif
 
 #define GROUPS (DOWN * ACROSS)
 #define THREADS (GROUPS * 128 + 32)
@@ -60,10 +66,27 @@ template <int count> struct Ring {
   // By all threads.
   __device__ __forceinline__ void start() {
     if (threadIdx.x == 0) {
-      for (int i = 0; i < count; ++i) mbarrier_init(full + i, 1), mbarrier_init(empty + i, GROUPS * 4);
+      for (int i = 0; i < count; ++i) mbarrier_init(full + i, 1), mbarrier_init(empty + i, GROUPS * 4 * CLUSTER);
       fence_mbarrier_init();
     }
-    __syncthreads();
+    if (CLUSTER > 1) {
+      cluster_arrive(), cluster_wait();
+    } else {
+      __syncthreads();
+    }
+  }
+  // By those who multiply, when nothing is left to do: a block must not end before others have arrived at its barriers for the last
+  // time. (Threads that have returned are not waited for.)
+  __device__ __forceinline__ void finish() {
+    if (CLUSTER > 1) cluster_arrive(), cluster_wait();
+  }
+  // By the first lanes of a warp, one for each block of the cluster: the warp has multiplied a stage.
+  __device__ __forceinline__ void release(int stage) {
+    if (CLUSTER > 1) {
+      mbarrier_arrive_cluster(empty + stage, threadIdx.x % 32);
+    } else {
+      mbarrier_arrive(empty + stage);
+    }
   }
   // The producer's: when the stage is free, load(barrier) asks for so many bytes, zeros included.
   template <class Load> __device__ __forceinline__ void produce(Turn<count>& turn, int bytes, const Load& load) {
@@ -78,6 +101,15 @@ template <int count> struct Ring {
 template <class Load> __device__ __forceinline__ void produce(Ring<STAGES>& ring, Turn<STAGES>& turn, const Load& load) {
   char* at = stages() + turn.stage * STAGE_BYTES;
   ring.produce(turn, STAGE_BYTES, [&](u64* bar) { load(at, at + A_BYTES, bar); });
+}
+
+// A box of what the cluster shares, for all its blocks.
+__device__ __forceinline__ void load_shared(char* to, const TensorMap* map, u64* bar, int x, int y, int z) {
+  if (CLUSTER > 1) {
+    tensor_load_multicast(to, map, bar, (1u << CLUSTER) - 1, x, y, z);
+  } else {
+    tensor_load(to, map, bar, x, y, z);
+  }
 }
 
 template <class T> struct Unit;
@@ -113,7 +145,7 @@ template <bool a_k_major, bool b_k_major> __device__ __forceinline__ void multip
 template <bool a_k_major, bool b_k_major>
 __device__ __forceinline__ void multiply(float (&d)[COLS / 2], Ring<STAGES>& ring, Turn<STAGES>& turn, int steps) {
   const int group = threadIdx.x / 128, offset_a = group % DOWN * BOX, offset_b = A_BYTES + group / DOWN * (COLS * 128);
-  const bool speaks = threadIdx.x % 32 == 0;
+  const bool speaks = threadIdx.x % 32 < CLUSTER;
 #pragma unroll
   for (int i = 0; i < COLS / 2; ++i) d[i] = 0;
 #pragma unroll 1
@@ -123,16 +155,17 @@ __device__ __forceinline__ void multiply(float (&d)[COLS / 2], Ring<STAGES>& rin
     const u64 a = wgmma_descriptor(at + offset_a, BOX, 1024, 128), b = wgmma_descriptor(at + offset_b, BOX, 1024, 128);
     multiply_step<a_k_major, b_k_major>(d, a, b);
     // The step before has been multiplied.
-    if (speaks && i > 0) mbarrier_arrive(ring.empty + turn.before());
+    if (speaks && i > 0) ring.release(turn.before());
     turn.next();
   }
   wgmma_wait<0>();
   wgmma_results(d);
-  if (speaks && steps > 0) mbarrier_arrive(ring.empty + turn.before());
+  if (speaks && steps > 0) ring.release(turn.before());
 }
 
 // A piece of work: a tile, of a part of k, of one of several products. Tiles come first, eight rows of them at a time, so that blocks
-// that run together share their operands in the L2 cache.
+// that run together share their operands in the L2 cache. A cluster's work is counted by its first block's tiles; what the others
+// have below the last row is zeros, and is not stored.
 struct Piece {
   int m0, n0, part, outer;
 };
@@ -141,7 +174,8 @@ __device__ __forceinline__ Piece piece(int work, int tiles_m, int tiles_n, int p
   int band = tile / (8 * tiles_n), in_band = tile - band * 8 * tiles_n;
   int height = tiles_m - band * 8 < 8 ? tiles_m - band * 8 : 8;
   int column = in_band / height, outer = rest / parts;
-  return Piece{(band * 8 + in_band - column * height) * TILE_M, column * TILE_N, rest - outer * parts, outer};
+  int row = (band * 8 + in_band - column * height) * CLUSTER + (CLUSTER > 1 ? (int)cluster_rank() : 0);
+  return Piece{row * TILE_M, column * TILE_N, rest - outer * parts, outer};
 }
 
 // ---- what becomes of the sums. A lane holds in d[4j + i] row lane / 4 (+ 8 for i >= 2) of its warp's 16, column

@@ -4,16 +4,22 @@ mod common;
 
 use hadal::{
     Array, DType, Error, check, cpu,
-    cuda::{Kernel, Source, Swizzle, TensorMap},
+    cuda::{Define, Kernel, Source, Swizzle, TensorMap},
 };
 
 static HOPPER: Source = Source::new("hopper.cu", include_str!("kernels/hopper.cu"));
 
-/// A launch of one of its kernels; `None`, and said, on a device that has no wgmma.
+static CLUSTER: Source = Source::new("cluster.cu", include_str!("kernels/cluster.cu"));
+
+/// A launch of one of the kernels; `None`, and said, on a device that has no wgmma.
 fn hopper(name: &'static str, x: &Array) -> Option<Kernel<'static>> {
-    match HOPPER.kernel(name, x, &[]) {
+    launch(&HOPPER, name, x, &[])
+}
+
+fn launch(source: &'static Source, name: &'static str, x: &Array, defines: &[(&'static str, Define)]) -> Option<Kernel<'static>> {
+    match source.kernel(name, x, defines) {
         Err(Error::Compile { arch, .. }) if !arch.contains("90") => {
-            common::say(&format!("wgmma is NOT run: the device is {arch}"));
+            common::say(&format!("{name} is NOT run: the device is {arch}"));
             None
         }
         k => Some(k.unwrap()),
@@ -47,6 +53,31 @@ fn a_product_of_ragged_matrices_by_wgmma() {
             }
             // Both operands rounded to 11 bits.
             assert!((c[i * n + j] - sum).abs() <= size / 1024.0, "c[{i}][{j}] is {}, not {sum}", c[i * n + j]);
+        }
+    }
+}
+
+/// Each block of a cluster loads its part of eight rows for all blocks, and waits until all have read a stage before it writes it anew.
+#[test]
+fn blocks_of_a_cluster_load_for_each_other() {
+    let Some(gpu) = common::gpu() else { return };
+    let (blocks, steps) = (8, 7);
+    let columns = steps * 32;
+    let (own, shared) = (check::random(&[4 * blocks, columns], 1).unwrap(), check::random(&[8, columns], 2).unwrap());
+    let [x, s] = [&own, &shared].map(|v| check::cast(v, DType::F32).unwrap().to_context(&gpu).unwrap());
+    let plain = |rows: usize, tall| TensorMap::tiled(&[columns, rows], &[columns], &[32, tall]);
+    for size in [2, 4, 8] {
+        let mut y = Array::full(&[blocks, 4, 32], f64::NAN, DType::F32, &gpu).unwrap();
+        let Some(launch) = launch(&CLUSTER, "ring", &x, &[("SIZE", Define::Int(size as i64))]) else { return };
+        let launch =
+            launch.array_mut(&mut y).tensor(&x, &plain(4 * blocks, 4)).tensor(&s, &plain(8, 8 / size)).value(steps as i32);
+        // SAFETY: the arguments are those of `ring`, which writes 128 elements of y for each block.
+        unsafe { launch.run([blocks as u32, 1, 1], [160, 1, 1], 0) }.unwrap();
+        let (own, shared, y) = (own.to_f64_vec().unwrap(), shared.to_f64_vec().unwrap(), y.to_f64_vec().unwrap());
+        for (i, y) in y.iter().enumerate() {
+            let column = |row: usize, v: &[f64]| (0..steps).map(|k| v[row * columns + k * 32 + i % 32]).sum::<f64>();
+            let sum = column(i / 32, &own) + (0..8).map(|row| column(row, &shared)).sum::<f64>();
+            assert!((y - sum).abs() < 1e-4, "clusters of {size}: element {i} is {y}, not {sum}");
         }
     }
 }

@@ -23,7 +23,7 @@ struct emu_block {
     char* dynamic;              // where `extern __shared__` begins
     unsigned* shared_at;        // offset of each static shared variable, 0 until the block first meets it
     const unsigned* order;      // threads in shuffled order, or null
-    emu_uint3 cluster_dim;      // 1,1,1 without clusters
+    emu_uint3 cluster_dim;      // 1,1,1 without clusters; x is fastest in the rank
     unsigned cluster_rank;
 };
 
@@ -77,6 +77,8 @@ void emu_mbarrier_invalidate(emu_thread* self, void* bar, const char* file, int 
 void emu_mbarrier_arrive(emu_thread* self, void* bar, unsigned arrivals, unsigned bytes, const char* file, int line);
 // how 0: asks only; 1: may wait, and may give up; 2: waits for as long as it takes.
 bool emu_mbarrier_wait(emu_thread* self, void* bar, unsigned parity, int how, const char* file, int line);
+// In the block of that rank, at the same place.
+void emu_mbarrier_arrive_cluster(emu_thread* self, void* bar, unsigned rank, const char* file, int line);
 void emu_fence_mbarrier_init(emu_thread* self);
 void emu_fence_proxy_async(emu_thread* self);
 void emu_bulk_load(emu_thread* self, void* dst, const void* src, unsigned bytes, void* bar, const char* file, int line);
@@ -84,6 +86,9 @@ void emu_bulk_store(emu_thread* self, void* dst, const void* src, unsigned bytes
 // kind 0 load, 1 store, 2 store that adds, 3 prefetch; offsets: null, or those of an im2col copy.
 void emu_tensor_copy(emu_thread* self, int kind, void* shared, const void* map, void* bar, int rank, const int* coordinates, int im2col,
                      const int* offsets, const char* file, int line);
+// A load into the blocks of the cluster that `mask` names.
+void emu_tensor_multicast(emu_thread* self, void* shared, const void* map, void* bar, unsigned mask, int rank, const int* coordinates,
+                          const char* file, int line);
 void emu_bulk_commit(emu_thread* self);
 void emu_bulk_wait(emu_thread* self, unsigned pending);
 struct emu_wgmma;
@@ -91,6 +96,9 @@ void emu_wgmma_issue(emu_thread* self, const emu_wgmma* op, const char* file, in
 void emu_wgmma_fence(emu_thread* self);
 void emu_wgmma_commit(emu_thread* self, const char* file, int line);
 void emu_wgmma_wait(emu_thread* self, unsigned pending, const char* file, int line);
+// The barrier of all threads of a cluster (cluster.cpp).
+void emu_cluster_arrive(emu_thread* self, const char* file, int line);
+void emu_cluster_wait(emu_thread* self, const char* file, int line);
 unsigned long long emu_clock();
 unsigned short emu_f32_to_f16(float);
 float emu_f16_to_f32(unsigned short);

@@ -12,12 +12,20 @@ EMU_IN void mbarrier_arrive(unsigned long long* e_bar, EMU_SITE) { emu_mbarrier_
 EMU_IN void mbarrier_arrive_count(unsigned long long* e_bar, unsigned e_count, EMU_SITE) { emu_mbarrier_arrive(emu_self, e_bar, e_count, 0, file, line); }
 EMU_IN void mbarrier_arrive_expect(unsigned long long* e_bar, unsigned e_bytes, EMU_SITE) { emu_mbarrier_arrive(emu_self, e_bar, 1, e_bytes, file, line); }
 EMU_IN void mbarrier_expect(unsigned long long* e_bar, unsigned e_bytes, EMU_SITE) { emu_mbarrier_arrive(emu_self, e_bar, 0, e_bytes, file, line); }
+EMU_IN void mbarrier_arrive_cluster(unsigned long long* e_bar, unsigned e_rank, EMU_SITE) { emu_mbarrier_arrive_cluster(emu_self, e_bar, e_rank, file, line); }
 EMU_IN bool mbarrier_test_wait(unsigned long long* e_bar, unsigned e_parity, EMU_SITE) { return emu_mbarrier_wait(emu_self, e_bar, e_parity, 0, file, line); }
 EMU_IN bool mbarrier_try_wait(unsigned long long* e_bar, unsigned e_parity, EMU_SITE) { return emu_mbarrier_wait(emu_self, e_bar, e_parity, 1, file, line); }
 EMU_IN void mbarrier_wait(unsigned long long* e_bar, unsigned e_parity, EMU_SITE) { emu_mbarrier_wait(emu_self, e_bar, e_parity, 2, file, line); }
 EMU_IN void fence_mbarrier_init() { emu_fence_mbarrier_init(emu_self); }
 EMU_IN void fence_proxy_async() { emu_fence_proxy_async(emu_self); }
 EMU_IN void fence_proxy_async_global() {}
+
+// ---- clusters
+
+EMU_IN unsigned cluster_rank() { return emu_self->block->cluster_rank; }
+EMU_IN unsigned cluster_size() { return emu_self->block->cluster_dim.x * emu_self->block->cluster_dim.y * emu_self->block->cluster_dim.z; }
+EMU_IN void cluster_arrive(EMU_SITE) { emu_cluster_arrive(emu_self, file, line); }
+EMU_IN void cluster_wait(EMU_SITE) { emu_cluster_wait(emu_self, file, line); }
 
 // ---- the copy engine
 
@@ -47,6 +55,10 @@ EMU_IN void tensor_map_prefetch(const TensorMap*) {}
     EMU_IN void tensor_load(void* e_dst, const TensorMap* e_map, unsigned long long* e_bar, coordinates, EMU_SITE) {            \
         int e_c[] = {__VA_ARGS__};                                                                                              \
         emu_tensor_copy(emu_self, 0, e_dst, e_map, e_bar, rank, e_c, 0, 0, file, line);                                         \
+    }                                                                                                                           \
+    EMU_IN void tensor_load_multicast(void* e_dst, const TensorMap* e_map, unsigned long long* e_bar, unsigned e_mask, coordinates, EMU_SITE) { \
+        int e_c[] = {__VA_ARGS__};                                                                                              \
+        emu_tensor_multicast(emu_self, e_dst, e_map, e_bar, e_mask, rank, e_c, file, line);                                     \
     }                                                                                                                           \
     EMU_IN void tensor_store(const TensorMap* e_map, const void* e_src, coordinates, EMU_SITE) {                                \
         int e_c[] = {__VA_ARGS__};                                                                                              \

@@ -20,10 +20,11 @@ typedef decltype((char*)0 - (char*)0) ptrdiff_t;
 #define __CUDACC_VER_MAJOR__ 12
 #define __CUDACC_VER_MINOR__ 9
 
-// These three are found again in the preprocessed text: see translate.cpp.
+// These are found again in the preprocessed text: see translate.cpp.
 #define __global__ __emu_global__
 #define __shared__ __emu_shared__
 #define __launch_bounds__(...) __emu_bounds__(__VA_ARGS__)
+#define __cluster_dims__(...) __emu_cluster__(__VA_ARGS__)
 
 #define __device__
 #define __host__
@@ -35,7 +36,6 @@ typedef decltype((char*)0 - (char*)0) ptrdiff_t;
 #define __inline_hint__
 #define __align__(n) alignas(n)
 #define __maxnreg__(n)
-#define __cluster_dims__(...)
 #define __nv_pure__
 
 #define EMU_IN inline __attribute__((always_inline))

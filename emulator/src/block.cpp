@@ -3,6 +3,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 
@@ -89,6 +90,11 @@ Fiber* Worker::start_fiber() {
 }
 
 void Worker::run_block(Launch& l, unsigned bx, unsigned by, unsigned bz) {
+    begin(l, bx, by, bz);
+    go();
+    end();
+}
+void Worker::begin(Launch& l, unsigned bx, unsigned by, unsigned bz) {
     launch = &l;
     emu_block& b = block;
     b.bid = {bx, by, bz};
@@ -103,7 +109,9 @@ void Worker::run_block(Launch& l, unsigned bx, unsigned by, unsigned bz) {
     b.order = nullptr;
     b.cluster_dim = {1, 1, 1};
     b.cluster_rank = 0;
-    unsigned nwarps = (b.nthreads + 31) / 32;
+    cluster = nullptr;
+    fresh = true;
+    is_parked = false;
     if (settings().shuffle) {
         order.resize(b.nthreads);
         for (unsigned i = 0; i < b.nthreads; i++) order[i] = i;
@@ -117,7 +125,6 @@ void Worker::run_block(Launch& l, unsigned bx, unsigned by, unsigned bz) {
     static_top = static_base;
     // Dynamic shared memory ends within 1 KiB of a page that cannot be touched, and starts at a multiple of 1 KiB, as on the
     // hardware when there is no static shared memory. What lies between is filled and looked at afterwards.
-    unsigned slack = 0;
     if (l.dynamic_shared) {
         size_t room = ((size_t)l.dynamic_shared + 1023) & ~(size_t)1023, pages = (room + page - 1) & ~(page - 1);
         char* from = (char*)(((uintptr_t)b.shared + static_base + static_room + page + page - 1) & ~(page - 1));
@@ -127,19 +134,27 @@ void Worker::run_block(Launch& l, unsigned bx, unsigned by, unsigned bz) {
             dynamic_pages = pages;
         }
         b.dynamic = from + pages - room;
-        slack = (unsigned)(room - l.dynamic_shared);
         memset(b.dynamic, 0xFF, l.dynamic_shared);
-        memset(b.dynamic + l.dynamic_shared, 0xA5, slack);
+        memset(b.dynamic + l.dynamic_shared, 0xA5, room - l.dynamic_shared);
     } else {
         b.dynamic = b.shared + static_base + static_room;       // a guard page: there is no such memory
     }
     if (settings().instrumented()) hooks_begin_block(this);
-
-    Fiber* f = start_fiber();
-    running = f;
-    context_switch(&main, &f->context);
-    running = nullptr;
-
+}
+void Worker::go() {
+    if (is_parked) {
+        context_switch(&main, &parked);
+    } else {
+        fresh = false;
+        Fiber* f = start_fiber();
+        running = f;
+        context_switch(&main, &f->context);
+    }
+    if (!is_parked) running = nullptr;
+}
+void Worker::end() {
+    Launch& l = *launch;
+    emu_block& b = block;
     if (aborted) {
         aborted = false;
         for (unsigned i = 0; i < fibers.size(); i++) {
@@ -153,9 +168,9 @@ void Worker::run_block(Launch& l, unsigned bx, unsigned by, unsigned bz) {
         for (auto& w : warps) w.used = 0;
         return;
     }
-    for (unsigned i = 0; i < nwarps; i++) warps[i].used = 0;
+    for (unsigned i = 0; i < (b.nthreads + 31) / 32; i++) warps[i].used = 0;
     if (hopper_used) hopper_end_block(this);
-    for (unsigned k = 0; k < slack; k++)
+    for (unsigned k = 0; k < -l.dynamic_shared % 1024; k++)
         if ((uint8_t)b.dynamic[l.dynamic_shared + k] != 0xA5) {
             char s[128];
             snprintf(s, sizeof s, "a thread wrote %u bytes past the end of the %u bytes of dynamic shared memory", k + 1, l.dynamic_shared);
@@ -260,6 +275,7 @@ extern "C" void emu_yield(emu_thread* self) {
     Fiber* f = (Fiber*)self;
     Worker* w = f->worker;
     w->track();
+    if (w->cluster) w->polls = true, w->others_run();
     if (w->block.next >= w->block.nthreads && w->ready.next(f->slot, w->words) < 0) return;
     w->ready.set(f->slot);
     f->waits = WaitsYield;
@@ -409,6 +425,7 @@ extern "C" void emu_thread_exit(emu_thread* self) {
     w->exited[f->index >> 5] |= 1u << (f->index & 31);
     if (!f->copies.empty()) f->copies.clear();
     f->copy_group = 0;
+    if (w->cluster) cluster_exit(f);
     if (!w->waiting) return;
     Barrier& b = w->barriers[0];
     if (b.arrived && b.expected == 0 && b.arrived >= w->alive) w->complete(b);
@@ -422,22 +439,40 @@ extern "C" void emu_thread_exit(emu_thread* self) {
 
 // ---- nobody can go on
 
+bool Worker::can_go_on() const { return ready.next(max_fibers - 1, words) >= 0; }
 unsigned Worker::nobody_ready() {
-    // Waits that may give up do so: their threads may have something else to do. Not for ever, though.
-    if (hopper_used && hopper->given_up++ < 1000) {
-        for (auto& f : fibers)
-            if (f->waits == WaitsTry) {
-                hopper->give_up(f.get());
-                ready.set(f->slot);
-                waiting--;
-            }
-        int i = ready.next(max_fibers - 1, words);
-        if (i >= 0) {
-            ready.reset((unsigned)i);
-            return (unsigned)i;
-        }
+    if (cluster) {
+        // Another block may wake one of this block's; the cluster lets waits give up when none can.
+        do others_run();
+        while (!can_go_on() && !cluster->stuck);
+    } else {
+        waits_give_up();
+    }
+    int i = ready.next(max_fibers - 1, words);
+    if (i >= 0) {
+        ready.reset((unsigned)i);
+        return (unsigned)i;
     }
     std::string s = "deadlock: no thread of the block can go on";
+    if (!cluster) fault(CUDA_ERROR_LAUNCH_FAILED, s + who_waits());
+    s = "deadlock: no thread of the cluster can go on";
+    for (Worker* w : cluster->blocks) s += "\n  block " + std::to_string(w->block.cluster_rank) + " of the cluster" + (w->is_parked || w == this ? "" : ", which has ended") + w->who_waits();
+    fault(CUDA_ERROR_LAUNCH_FAILED, s);
+}
+// Waits that may give up do so: their threads may have something else to do. Not for ever, though.
+bool Worker::waits_give_up() {
+    if (!hopper_used || hopper->given_up++ >= 1000) return false;
+    for (auto& f : fibers)
+        if (f->waits == WaitsTry) {
+            hopper->give_up(f.get());
+            ready.set(f->slot);
+            f->waits = WaitsNot;
+            waiting--;
+        }
+    return can_go_on();
+}
+std::string Worker::who_waits() {
+    std::string s;
     std::vector<const void*> told;
     for (auto& p : fibers) {
         Fiber* f = p.get();
@@ -462,6 +497,9 @@ unsigned Worker::nobody_ready() {
                 snprintf(t, sizeof t, "__syncthreads at %s:%d, which %u of %u threads have reached", b->file, b->line, b->arrived, alive);
             else
                 snprintf(t, sizeof t, "barrier %d at %s:%d, which %u of %u threads have reached", (int)(b - barriers), b->file, b->line, b->arrived, b->expected);
+        } else if (f->waits == WaitsCluster) {
+            snprintf(t, sizeof t, "the cluster's barrier, at which %u of its %u threads have arrived, the first at %s:%d", cluster->arrived, cluster->alive(),
+                     cluster->file ? cluster->file : "", cluster->line);
         } else if (f->waits == WaitsMbarrier || f->waits == WaitsTry || f->waits == WaitsWgmma) {
             snprintf(t, sizeof t, "%s", hopper->waits_for(f).c_str());
         } else {
@@ -472,7 +510,7 @@ unsigned Worker::nobody_ready() {
         }
         s += t;
     }
-    fault(CUDA_ERROR_LAUNCH_FAILED, s);
+    return s;
 }
 
 extern "C" void emu_trap(emu_thread*, const char* what, const char* file, int line) {
@@ -483,10 +521,17 @@ extern "C" void emu_trap(emu_thread*, const char* what, const char* file, int li
 extern "C" unsigned emu_place_shared(emu_thread* self, unsigned id, unsigned bytes, unsigned align, const char* name) {
     Worker* w = ((Fiber*)self)->worker;
     if (id >= max_shared_ids) fault(CUDA_ERROR_LAUNCH_FAILED, "too many static shared variables in one module");
-    unsigned at = (w->static_top + align - 1) & ~(align - 1);
+    // The blocks of a cluster find each other's variables at the same place.
+    unsigned top = w->static_top, at = 0;
+    if (w->cluster)
+        for (Worker* o : w->cluster->blocks) {
+            top = std::max(top, o->static_top);
+            if (id < o->ids_used && o->shared_at[id]) at = o->shared_at[id];
+        }
+    if (!at) at = (top + align - 1) & ~(align - 1);
     if (at + bytes - static_base > settings().max_static_shared)
         fault(CUDA_ERROR_LAUNCH_FAILED, std::string("static shared memory grows past 48 KiB with `") + name + "`: ptxas would refuse this kernel");
-    w->static_top = at + bytes;
+    w->static_top = std::max(w->static_top, at + bytes);
     if (id >= w->ids_used) w->ids_used = id + 1;
     w->shared_at[id] = at;
     w->shared_names[id] = name;

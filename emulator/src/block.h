@@ -6,7 +6,7 @@
 #include "fiber.h"
 #include "internal.h"
 
-const unsigned max_threads = 1024, max_warps = 32, max_fibers = 1024;
+const unsigned max_threads = 1024, max_warps = 32, max_fibers = 1024, max_cluster = 8;
 const unsigned max_shared_ids = 4096;
 // The block's shared memory: nothing at offset 0 (a null pointer must not be a valid place), static variables, then dynamic.
 const unsigned static_base = 1024, static_room = 256 * 1024, dynamic_room = 256 * 1024;
@@ -23,7 +23,7 @@ struct FiberSet {
 
 struct PendingCopy { char* dst; unsigned bytes; unsigned group; uint8_t data[16]; };
 
-enum Waits : uint8_t { WaitsNot, WaitsBarrier, WaitsMeeting, WaitsYield, WaitsMbarrier, WaitsTry, WaitsWgmma };
+enum Waits : uint8_t { WaitsNot, WaitsBarrier, WaitsMeeting, WaitsYield, WaitsMbarrier, WaitsTry, WaitsWgmma, WaitsCluster };
 
 // What a switch touches comes first, in one line of the cache.
 struct alignas(64) Fiber : emu_thread {
@@ -68,7 +68,7 @@ struct RaceWord {
     uint32_t write_time, read_time;     // the block's time of barriers
     uint32_t write_warp_time, read_warp_time;
     uint32_t write_fences;              // the worker's count of proxy fences at the write
-    uint16_t writer, reader;            // thread + 1
+    uint16_t writer, reader;            // thread + 1; from max_threads + 1 on: another block of the cluster, by rank
     uint8_t write_bytes, read_bytes;    // which of the two
     bool many_readers;
     bool by_engine;                     // the last write was a bulk copy's
@@ -76,6 +76,20 @@ struct RaceWord {
 };
 
 struct Hopper;                          // hopper.h
+
+// Blocks that run together, each in a worker of its own, by turns on one host thread (cluster.cpp): one runs until none of its
+// threads can go on.
+struct Cluster {
+    std::vector<Worker*> blocks;            // by rank
+    // The barrier of all their threads.
+    uint32_t phase = 0;
+    unsigned arrived = 0;
+    const char* file = nullptr;             // where the first one arrived
+    int line = 0;
+    bool stuck = false;                     // nobody can go on: the next to run reports it
+    unsigned alive() const;
+    void complete_if_all();
+};
 
 struct Signal {
     int number = 0;
@@ -87,6 +101,8 @@ struct Worker {
     Worker();
     ~Worker();
     void run_block(Launch& l, unsigned bx, unsigned by, unsigned bz);
+    // Of the cluster whose first block this is.
+    void run_cluster(Launch& l, Dim size, unsigned bx, unsigned by, unsigned bz);
 
     // ---- the block
     emu_block block;
@@ -99,7 +115,7 @@ struct Worker {
     Warp warps[max_warps];
     unsigned static_top = 0;
     uint32_t time = 0;                      // advances with each barrier of the whole block
-    uint32_t warp_time[max_warps] = {};      // with each meeting of a warp
+    uint32_t warp_time[max_warps + 1] = {};  // with each meeting of a warp; other blocks have none
     std::vector<unsigned> shared_at, order;
     unsigned ids_used = 0;
     std::vector<const char*> shared_names;
@@ -114,6 +130,15 @@ struct Worker {
     bool aborted = false;
     uint64_t random = 0;
 
+    // ---- the cluster
+    Cluster* cluster = nullptr;
+    std::vector<std::unique_ptr<Worker>> mates;         // for its other blocks, where this is the first
+    Context parked;                     // where the block goes on when it is its turn
+    bool is_parked = false, fresh = false;
+    bool polls = false;                 // parked by a thread that asks again
+    uint32_t arrived_at[max_threads] = {};  // each thread's phase of the cluster's barrier + 1, until it has waited
+    FiberSet cluster_waiting;
+
     // ---- memory
     char* arena = nullptr;              // guard, shared memory, guard
     size_t arena_len = 0;
@@ -127,6 +152,14 @@ struct Worker {
     Hopper* hopper = nullptr;           // mbarriers, bulk copies, wgmma; made when first used
     bool hopper_used = false;           // by this block
 
+    void begin(Launch& l, unsigned bx, unsigned by, unsigned bz);
+    bool over() const { return !fresh && !is_parked && running == nullptr; }
+    void go();                          // until the block is over or, in a cluster, cannot go on
+    void end();
+    void others_run();                  // the other blocks of the cluster, until it is this one's turn again
+    bool can_go_on() const;
+    bool waits_give_up();               // those that may; whether somebody can go on now
+    std::string who_waits();
     void track();                       // begins to keep `exited` and `alive`
     void wait(Fiber* f);                // gives the host thread to another fiber
     void leave(Fiber* f);               // f has no thread left to run
@@ -142,6 +175,7 @@ struct Worker {
 };
 
 std::string thread_name(const emu_block& b, unsigned index);
+void cluster_exit(Fiber* f);            // a thread of a cluster returned
 Worker* take_worker();                  // this host thread's
 void hooks_begin_block(Worker* w);
 // Checks an access that the emulator makes on behalf of the running thread, or of another lane of its warp (hooks.cpp).
@@ -149,6 +183,6 @@ void hooks_access(uintptr_t p, unsigned bytes, bool write);
 void hooks_access_as(unsigned lane, uintptr_t p, unsigned bytes, bool write);
 // The same for shared memory that the tensor cores or the copy engine touch on behalf of a thread of the block; a copy that
 // is under way until hooks_arrived.
-void hooks_engine(unsigned thread, unsigned offset, unsigned bytes, bool write);
-void hooks_arrived(unsigned offset, unsigned bytes);
+void hooks_engine(Worker* w, unsigned thread, unsigned offset, unsigned bytes, bool write);
+void hooks_arrived(Worker* w, unsigned offset, unsigned bytes);
 void report_after_block(Worker* w, const std::string& what, CUresult code = CUDA_ERROR_ILLEGAL_ADDRESS);   // no thread of the block runs any more

@@ -182,7 +182,7 @@ EXPORT CUresult cuDeviceGetAttribute(int* v, int attribute, CUdevice dev) {
     case 106: *v = cc == 75 ? 16 : (cc > 80 && cc < 90) || cc >= 120 ? 24 : 32; break;
     case 111: *v = cc >= 80 ? 1024 : 0; break;
     case 115: *v = 1; break;                                            // memory pools
-    case 120: *v = 0; break;                                            // clusters: not emulated
+    case 120: *v = s.cc_major >= 9; break;                              // clusters
     default: *v = 0;
     }
     return CUDA_SUCCESS;
@@ -347,6 +347,7 @@ EXPORT CUresult cuProfilerStop() { return CUDA_SUCCESS; }
     X(CUDA_ERROR_CAPTURED_EVENT, "operation not permitted on an event last recorded in a capturing stream")                     \
     X(CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD, "attempt to terminate a thread-local capture sequence from another thread")       \
     X(CUDA_ERROR_GRAPH_EXEC_UPDATE_FAILURE, "the graph update was not performed because it included changes which violated constraints specific to instantiated graph update") \
+    X(CUDA_ERROR_INVALID_CLUSTER_SIZE, "invalid cluster size")                                                                   \
     X(CUDA_ERROR_UNKNOWN, "unknown error")
 EXPORT CUresult cuGetErrorName(int e, const char** s) {
     switch (e) {

@@ -65,6 +65,10 @@ std::string shared_name(Worker* w, unsigned offset) {
     fault(CUDA_ERROR_LAUNCH_FAILED, std::string(what) + ": " + (write ? "write" : "read") + " of " + shared_name(w, offset) + source_line(pc) + which);
 }
 
+static std::string who(Worker* w, unsigned index) {
+    return index < max_threads ? "thread " + thread_name(w->block, index) : "block " + std::to_string(index - max_threads) + " of the cluster";
+}
+
 // `engine`: on behalf of the thread, by the tensor cores or the copy engine, which see ordinary writes after a fence of the writer only.
 static void race(Worker* w, unsigned index, unsigned offset, unsigned bytes, bool write, bool engine, void* pc) {
     uint32_t now = w->time, warp_now = w->warp_time[index / 32];
@@ -87,7 +91,7 @@ static void race(Worker* w, unsigned index, unsigned offset, unsigned bytes, boo
                                  (r.many_readers && r.read_time == now && (r.read_bytes & mine) && (r.reader == me || (r.reader - 1u) / 32 == index / 32)));
         if (by_write || by_read) {
             uint32_t other = by_write ? r.writer : r.reader;
-            std::string t = other == me ? ", which another thread" : ", which thread " + thread_name(w->block, other - 1);
+            std::string t = other == me ? ", which another thread" : ", which " + who(w, other - 1);
             t += by_write ? " wrote" : " read";
             t += " without a barrier in between";
             tell_race(w, at, write, "race in shared memory", t.c_str(), pc);
@@ -112,16 +116,14 @@ static void race(Worker* w, unsigned index, unsigned offset, unsigned bytes, boo
     }
 }
 
-void hooks_engine(unsigned thread, unsigned offset, unsigned bytes, bool write) {
+void hooks_engine(Worker* w, unsigned thread, unsigned offset, unsigned bytes, bool write) {
     if (!settings().race) return;
-    Worker* w = current_worker;
     race(w, thread, offset, bytes, write, true, nullptr);
     if (write)
         for (unsigned at = offset / 2; at < (offset + bytes + 1) / 2; at++) w->race[at].in_flight = true;
 }
-void hooks_arrived(unsigned offset, unsigned bytes) {
+void hooks_arrived(Worker* w, unsigned offset, unsigned bytes) {
     if (!settings().race) return;
-    Worker* w = current_worker;
     for (unsigned at = offset / 2; at < (offset + bytes + 1) / 2; at++) w->race[at].in_flight = false;
 }
 

@@ -27,6 +27,9 @@ struct Mbarrier {
     unsigned owner;                     // the thread that initialized it, and when
     uint32_t time, warp_time;
     bool fenced = false;                // made visible to the copy engine
+    uint32_t cluster_phase = 0;         // when it was initialized
+    bool from_others = false;           // an arrival of this phase came from another block of the cluster
+    bool unheard = false;               // another block arrived, and nobody here has waited since
     FiberSet waiting;
     std::vector<BulkCopy> copies;
 };
@@ -91,7 +94,10 @@ std::string shared_name(Worker* w, unsigned offset);      // hooks.cpp
 std::string at(const char* file, int line);
 // ---- bulk copies (bulk.cpp)
 Mbarrier& mbarrier_at(Worker* w, const void* bar, const char* what, const char* file, int line);
+// That of another block of the cluster, at the same place.
+Mbarrier& mbarrier_of(Worker* w, unsigned rank, const void* bar, const char* what, const char* file, int line);
 void mbarrier_issue(Worker* w, Mbarrier& m, BulkCopy&& c);
+void mbarriers_heard(Worker* w);        // a barrier of the cluster is over
 void finish_store(BulkCopy& c);
 
 // ---- tensor maps (tensor_map.cpp)

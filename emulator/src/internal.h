@@ -47,6 +47,7 @@ enum CUresult {
     CUDA_ERROR_CAPTURED_EVENT = 907,
     CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD = 908,
     CUDA_ERROR_GRAPH_EXEC_UPDATE_FAILURE = 910,
+    CUDA_ERROR_INVALID_CLUSTER_SIZE = 912,
     CUDA_ERROR_UNKNOWN = 999,
 };
 typedef unsigned long long CUdeviceptr;
@@ -150,6 +151,7 @@ void poison(uintptr_t p, size_t bytes);
 
 // ---- kernels and launches (module.cpp, launch.cpp, block.cpp)
 
+struct Dim { unsigned x, y, z; };
 struct CUfunc_st {
     std::string name;
     emu_run run = nullptr;
@@ -160,6 +162,7 @@ struct CUfunc_st {
     unsigned max_dynamic_shared = 48 * 1024;
     int carveout = -1;
     bool nonportable_cluster = false;
+    Dim cluster{0, 0, 0};                            // from __cluster_dims__, 0 where it says nothing
     std::atomic<unsigned> static_shared{0};          // largest seen so far: known only once a block has run
     std::atomic<uint64_t> launches{0};
 };
@@ -171,13 +174,13 @@ struct CUmod_st {
     uintptr_t low = 0, high = 0;                     // where the module lies in memory
     std::string object;                              // kept in the checking modes, for line numbers
 };
-struct Dim { unsigned x, y, z; };
 struct Launch {
     CUfunction fn;
     Dim grid, block, cluster{1, 1, 1};
     unsigned dynamic_shared = 0;
     void** args = nullptr;
 };
+Dim cluster_of(const Launch& l);                     // the kernel's own, else the launch's
 CUresult validate_launch(const Launch& l);
 CUresult run_launch(Launch& l);
 std::string line_of(void* pc);                       // file:line of a place in an instrumented kernel

@@ -80,7 +80,9 @@ static void work(Job& job) {
     current_worker = w;
     current_job = &job;
     Launch& l = *job.l;
-    uint64_t xy = (uint64_t)l.grid.x * l.grid.y;
+    Dim c = cluster_of(l);
+    Dim grid = {l.grid.x / c.x, l.grid.y / c.y, l.grid.z / c.z};        // of clusters
+    uint64_t xy = (uint64_t)grid.x * grid.y;
     uint64_t chunk = job.total > 4096 ? 16 : 1;
     while (!job.error.load(std::memory_order_relaxed)) {
         uint64_t i = job.next.fetch_add(chunk, std::memory_order_relaxed);
@@ -88,7 +90,9 @@ static void work(Job& job) {
         for (uint64_t k = i; k < i + chunk && k < job.total && !job.error.load(std::memory_order_relaxed); k++) {
             uint64_t b = job.mul == 1 ? k : (uint64_t)(((unsigned __int128)k * job.mul + job.add) % job.total);
             w->random = settings().seed * 0x9E3779B97F4A7C15ull + b;
-            w->run_block(l, (unsigned)(b % l.grid.x), (unsigned)(b / l.grid.x % l.grid.y), (unsigned)(b / xy));
+            unsigned x = (unsigned)(b % grid.x), y = (unsigned)(b / grid.x % grid.y), z = (unsigned)(b / xy);
+            if (!l.fn->cluster.x && c.x * c.y * c.z == 1) w->run_block(l, x, y, z);
+            else w->run_cluster(l, c, x * c.x, y * c.y, z * c.z);
         }
     }
     current_worker = outer;
@@ -107,7 +111,8 @@ public:
     // The caller works as well. While one launch has the helpers, others run on their callers alone.
     void run(Job& job) {
         Launch& l = *job.l;
-        uint64_t threads = job.total * l.block.x * l.block.y * l.block.z;
+        Dim c = cluster_of(l);
+        uint64_t threads = job.total * c.x * c.y * c.z * l.block.x * l.block.y * l.block.z;
         if (helpers == 0 || job.total < 2 || threads < 2048 || !busy.try_lock()) {
             work(job);
             return;
@@ -163,6 +168,10 @@ static Pool& pool() {
     return *p;
 }
 
+Dim cluster_of(const Launch& l) {
+    const Dim &c = l.fn->cluster, &own = c.x ? c : l.cluster;
+    return {own.x, own.y ? own.y : 1, own.z ? own.z : 1};
+}
 CUresult validate_launch(const Launch& l) {
     auto& s = settings();
     if (!l.fn) return CUDA_ERROR_INVALID_HANDLE;
@@ -170,6 +179,10 @@ CUresult validate_launch(const Launch& l) {
     if (!g.x || !g.y || !g.z || !b.x || !b.y || !b.z) return CUDA_ERROR_INVALID_VALUE;
     if (g.x > 0x7fffffffu || g.y > 65535 || g.z > 65535) return CUDA_ERROR_INVALID_VALUE;
     if (b.x > 1024 || b.y > 1024 || b.z > 64 || (uint64_t)b.x * b.y * b.z > 1024) return CUDA_ERROR_INVALID_VALUE;
+    Dim c = cluster_of(l);
+    unsigned most = l.fn->nonportable_cluster ? 16 : max_cluster;
+    if (!c.x || c.x > most || c.y > most || c.z > most || c.x * c.y * c.z > most || g.x % c.x || g.y % c.y || g.z % c.z) return CUDA_ERROR_INVALID_CLUSTER_SIZE;
+    if (c.x * c.y * c.z > 1 && s.cc_major < 9) return CUDA_ERROR_INVALID_CLUSTER_SIZE;
     unsigned threads = b.x * b.y * b.z;
     if (l.fn->max_threads && threads > l.fn->max_threads) return CUDA_ERROR_INVALID_VALUE;
     unsigned fixed = l.fn->static_shared.load();
@@ -183,7 +196,8 @@ CUresult run_launch(Launch& l) {
     l.fn->launches++;
     Job job;
     job.l = &l;
-    job.total = (uint64_t)l.grid.x * l.grid.y * l.grid.z;
+    Dim c = cluster_of(l);
+    job.total = (uint64_t)l.grid.x * l.grid.y * l.grid.z / (c.x * c.y * c.z);
     if (settings().shuffle && job.total > 1) {
         uint64_t r = (settings().seed + 1) * 0x9E3779B97F4A7C15ull + launch_number++ * 0xD1B54A32D192ED03ull;
         r ^= r >> 29;

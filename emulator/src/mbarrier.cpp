@@ -80,13 +80,36 @@ Mbarrier& mbarrier_at(Worker* w, const void* bar, const char* what, const char* 
     return m;
 }
 
-static void went_on(Hopper& h) { h.given_up = h.spins = 0; }
+static void went_on(Worker* w) {
+    w->hopper->given_up = w->hopper->spins = 0;
+    for (unsigned r = 0; w->cluster && r < w->cluster->blocks.size(); r++)
+        if (Hopper* h = w->cluster->blocks[r]->hopper) h->given_up = h->spins = 0;
+}
+
+Mbarrier& mbarrier_of(Worker* w, unsigned rank, const void* bar, const char* what, const char* file, int line) {
+    unsigned offset = shared_offset(w, bar, 8, 8, what, file, line);
+    std::string its = " of block " + std::to_string(rank) + " of the cluster" + at(file, line);
+    if (!w->cluster || rank >= w->cluster->blocks.size()) fault(CUDA_ERROR_LAUNCH_FAILED, std::string(what) + " on an mbarrier" + its + ", which has no such block");
+    Worker* o = w->cluster->blocks[rank];
+    if (o->over()) fault(CUDA_ERROR_LAUNCH_FAILED, std::string(what) + " on an mbarrier" + its + ", which has ended: a cluster's blocks must wait for each other before they end");
+    unsigned i = hopper_of(o).barrier_at[offset / 8];
+    if (!i) fault(CUDA_ERROR_LAUNCH_FAILED, std::string(what) + " on an mbarrier" + its + ", which has not initialized it: no barrier of the cluster in between?");
+    Mbarrier& m = *o->hopper->barriers[i - 1];
+    if (*(volatile uint64_t*)(o->block.shared + offset) != (mark ^ offset)) fault(CUDA_ERROR_LAUNCH_FAILED, std::string(what) + ": something wrote over the mbarrier" + its);
+    if (m.cluster_phase == w->cluster->phase)
+        fault(CUDA_ERROR_LAUNCH_FAILED, std::string(what) + " on an mbarrier" + its + ", which initialized it without a barrier of the cluster in between");
+    if (!m.fenced) fault(CUDA_ERROR_LAUNCH_FAILED, std::string(what) + " on an mbarrier" + its + ", whose initialization no fence_mbarrier_init has made visible");
+    return m;
+}
+void mbarriers_heard(Worker* w) {
+    for (unsigned i = 0; w->hopper_used && i < w->hopper->barriers.size(); i++) w->hopper->barriers[i]->unheard = false;
+}
 
 // Copies arrive, where somebody waits for them.
 static void arrive_copies(Worker* w, Mbarrier& m) {
     for (auto& c : m.copies) {
         memcpy(w->block.shared + c.offset, c.data.data(), c.bytes);
-        hooks_arrived(c.offset, c.bytes);
+        hooks_arrived(w, c.offset, c.bytes);
         m.transactions -= c.bytes;
     }
     m.copies.clear();
@@ -103,7 +126,11 @@ static void check_phase(Worker* w, Mbarrier& m) {
     m.pending = m.expected;
     // For the race detector: what was done before is ordered before what comes after.
     w->time++;
-    went_on(*w->hopper);
+    if (m.from_others)
+        for (Worker* o : w->cluster->blocks)
+            if (o != w) o->time++;
+    m.from_others = false;
+    went_on(w);
     w->wake(m.waiting);
 }
 void mbarrier_issue(Worker* w, Mbarrier& m, BulkCopy&& c) {
@@ -126,6 +153,7 @@ extern "C" void emu_mbarrier_init(emu_thread* self, void* bar, unsigned count, c
     m.expected = m.pending = count;
     m.owner = f->index, m.time = w->time, m.warp_time = w->warp_time[f->index / 32];
     m.waiting.clear();
+    if (w->cluster) m.cluster_phase = w->cluster->phase;
     *(uint64_t*)bar = mark ^ offset;
 }
 extern "C" void emu_mbarrier_invalidate(emu_thread* self, void* bar, const char* file, int line) {
@@ -149,9 +177,7 @@ extern "C" void emu_fence_proxy_async(emu_thread* self) {
     emu_fence_mbarrier_init(self);
 }
 
-extern "C" void emu_mbarrier_arrive(emu_thread* self, void* bar, unsigned arrivals, unsigned bytes, const char* file, int line) {
-    Worker* w = ((Fiber*)self)->worker;
-    Mbarrier& m = mbarrier_at(w, bar, "mbarrier_arrive", file, line);
+static void arrive(Worker* w, Mbarrier& m, unsigned arrivals, unsigned bytes, const char* file, int line) {
     m.transactions += bytes;
     if (m.transactions > most_bytes)
         fault(CUDA_ERROR_LAUNCH_FAILED, name_of(w, m) + " would expect " + std::to_string(m.transactions) + " bytes: it can count to " + std::to_string(most_bytes) + at(file, line));
@@ -160,13 +186,28 @@ extern "C" void emu_mbarrier_arrive(emu_thread* self, void* bar, unsigned arriva
     m.pending -= arrivals;
     if (arrivals || bytes) check_phase(w, m);
 }
+extern "C" void emu_mbarrier_arrive(emu_thread* self, void* bar, unsigned arrivals, unsigned bytes, const char* file, int line) {
+    Worker* w = ((Fiber*)self)->worker;
+    arrive(w, mbarrier_at(w, bar, "mbarrier_arrive", file, line), arrivals, bytes, file, line);
+}
+extern "C" void emu_mbarrier_arrive_cluster(emu_thread* self, void* bar, unsigned rank, const char* file, int line) {
+    Worker* w = ((Fiber*)self)->worker;
+    if (rank == w->block.cluster_rank) return emu_mbarrier_arrive(self, bar, 1, 0, file, line);
+    Mbarrier& m = mbarrier_of(w, rank, bar, "mbarrier_arrive_cluster", file, line);
+    m.from_others = m.unheard = true;
+    arrive(w->cluster->blocks[rank], m, 1, 0, file, line);
+}
 
 extern "C" bool emu_mbarrier_wait(emu_thread* self, void* bar, unsigned parity, int how, const char* file, int line) {
     Fiber* f = (Fiber*)self;
     Worker* w = f->worker;
     Mbarrier& m = mbarrier_at(w, bar, "mbarrier_wait", file, line);
     if (parity > 1) fault(CUDA_ERROR_LAUNCH_FAILED, "mbarrier_wait with a parity of " + std::to_string(parity) + at(file, line));
-    auto over = [&] { return (m.phase & 1) != parity; };
+    auto over = [&] {
+        bool is = (m.phase & 1) != parity;
+        if (is && !m.from_others) m.unheard = false;
+        return is;
+    };
     if (over()) return true;
     arrive_copies(w, m);
     check_phase(w, m);
@@ -198,6 +239,11 @@ std::string Hopper::waits_for(Fiber* f) {
 
 void hopper_end_block(Worker* w) {
     Hopper& h = *w->hopper;
+    for (auto& m : h.barriers)
+        if (m->unheard) {
+            report_after_block(w, "the block ended while another one of its cluster may still arrive at " + name_of(w, *m) + ": nobody waited for that, nor for the cluster", CUDA_ERROR_LAUNCH_FAILED);
+            return;
+        }
     for (auto& m : h.barriers)
         if (!m->copies.empty()) {
             auto& c = m->copies[0];

@@ -97,6 +97,7 @@ static CUresult load(CUmodule* out, const void* image) {
     if (!h) return CUDA_ERROR_INVALID_IMAGE;
     auto* table = (const emu_kernel*)dlsym(h, "emu_kernels");
     auto* count = (const unsigned*)dlsym(h, "emu_kernel_count");
+    auto* clusters = (const unsigned(*)[3])dlsym(h, "emu_kernel_clusters");      // older images have none
     if (!table || !count) {
         dlclose(h);
         return CUDA_ERROR_INVALID_IMAGE;
@@ -115,6 +116,7 @@ static CUresult load(CUmodule* out, const void* image) {
         fn->nparams = table[i].nparams;
         fn->sizes = table[i].sizes;
         fn->max_threads = table[i].max_threads;
+        if (clusters) fn->cluster = {clusters[i][0], clusters[i][1], clusters[i][2]};
         m->functions.push_back(std::move(fn));
     }
     std::lock_guard<std::mutex> g(modules_lock);
@@ -242,13 +244,9 @@ static CUresult launch(CUfunction f, Dim g, Dim b, unsigned shared, CUstream h, 
     if (extra) return CUDA_ERROR_NOT_SUPPORTED;
     if (f->nparams && !params) return CUDA_ERROR_INVALID_VALUE;
     Launch l;
-    l.fn = f, l.grid = g, l.block = b, l.dynamic_shared = shared;
+    l.fn = f, l.grid = g, l.block = b, l.cluster = cluster, l.dynamic_shared = shared;
     CUresult e = validate_launch(l);
     if (e != CUDA_SUCCESS) return e;
-    if (cluster.x * cluster.y * cluster.z != 1) {
-        fprintf(stderr, "hadal emulator: clusters are not emulated (kernel `%s`)\n", f->name.c_str());
-        return CUDA_ERROR_NOT_SUPPORTED;
-    }
     Op op;
     op.kind = Op::Kernel;
     op.fn = f, op.grid = g, op.block = b, op.cluster = cluster, op.dynamic_shared = shared, op.borrowed_args = params;

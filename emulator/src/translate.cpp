@@ -24,6 +24,7 @@ struct Translator {
     std::string out;
     std::string error;
     std::vector<std::string> table;
+    std::string clusters;                    // of each of its lines: what __cluster_dims__ says
     std::vector<std::string> seen;
     std::vector<std::string> outside;       // dynamic shared memory declared outside of functions
     unsigned serial = 0;
@@ -182,7 +183,7 @@ struct Translator {
 
     // Looks at what follows __global__ up to the name; the table gets a line unless it is a template.
     void kernel(size_t at, size_t statement, const std::string& prefix) {
-        std::string bounds = "0";
+        std::string bounds = "0", cluster;
         size_t name = 0;
         for (size_t i = at + 1; i < t.size() && !is(i, ";") && !is(i, "{"); i++) {
             if (is(i, "__emu_bounds__") && is(i + 1, "(")) {
@@ -194,6 +195,12 @@ struct Translator {
                     if (is(stop, ",") && depth == 0) break;
                 }
                 bounds = in.substr(t[i + 2].begin, t[stop - 1].end - t[i + 2].begin);
+                i = end - 1;
+                continue;
+            }
+            if (is(i, "__emu_cluster__") && is(i + 1, "(")) {
+                size_t end = after_group(i + 1);
+                cluster = in.substr(t[i + 2].begin, t[end - 1].begin - t[i + 2].begin);
                 i = end - 1;
                 continue;
             }
@@ -209,15 +216,16 @@ struct Translator {
         for (auto& s : seen)
             if (s == n) return;
         seen.push_back(n);
-        add_entry(n, prefix + n, bounds);
+        add_entry(n, prefix + n, bounds, cluster);
     }
-    void add_entry(const std::string& name, const std::string& expr, const std::string& bounds) {
+    void add_entry(const std::string& name, const std::string& expr, const std::string& bounds, const std::string& cluster) {
         std::string quoted;
         for (char c : name) {
             if (c == '"' || c == '\\') quoted += '\\';
             quoted += c;
         }
         std::string e = "emu_entry_of<(&" + expr + "), decltype(&" + expr + ")>::";
+        clusters += "{" + cluster + "}, ";
         table.push_back("{ \"" + quoted + "\", " + e + "run, " + e + "n, " + e + "sizes, (unsigned)(" + bounds + ") }");
     }
 
@@ -294,7 +302,7 @@ struct Translator {
                 copied = t[i].end;
                 continue;
             }
-            if (is(i, "__emu_bounds__") && is(i + 1, "(")) {
+            if ((is(i, "__emu_bounds__") || is(i, "__emu_cluster__")) && is(i + 1, "(")) {
                 out += in.substr(copied, t[i].begin - copied);
                 size_t end = after_group(i + 1);
                 copied = t[end - 1].end;
@@ -315,14 +323,15 @@ struct Translator {
             std::string s = b == std::string::npos ? e : e.substr(b);
             bool known = false;
             for (auto& n : seen) known |= n == s;
-            if (!known) add_entry(e, s, "0");
+            if (!known) add_entry(e, s, "0", "");
         }
         out += "\n# 1 \"the table of kernels\"\nextern \"C\" {\n"
                "extern __attribute__((visibility(\"default\"))) const emu_kernel emu_kernels[];\n"
                "extern __attribute__((visibility(\"default\"))) const unsigned emu_kernel_count;\n"
+               "extern __attribute__((visibility(\"default\"))) const unsigned emu_kernel_clusters[][3];\n"
                "const emu_kernel emu_kernels[] = {\n";
         for (auto& e : table) out += e + ",\n";
-        out += "{0, 0, 0, 0, 0}};\nconst unsigned emu_kernel_count = " + std::to_string(table.size()) + ";\n}\n";
+        out += "{0, 0, 0, 0, 0}};\nconst unsigned emu_kernel_count = " + std::to_string(table.size()) + ";\nconst unsigned emu_kernel_clusters[][3] = {" + clusters + "{}};\n}\n";
         return out;
     }
 };

@@ -141,7 +141,7 @@ static void __attribute__((noinline)) compute(Worker* w, Product& p, Tile& t) {
     bool race = settings().race;
     unsigned thread = w->running->index;
     auto look = [&](const uint8_t* c) {
-        if (race) hooks_engine(thread, (unsigned)((const char*)c - w->block.shared), 16, false);
+        if (race) hooks_engine(w, thread, (unsigned)((const char*)c - w->block.shared), 16, false);
     };
     if (op.a_in_registers) {
         for (unsigned i = 0; i < 128; i++) {

@@ -27,7 +27,7 @@ use super::{KERNELS, cache, capture, device::Device, nvrtc};
 use crate::{Error, Result};
 
 /// A candidate in the family's own numbers, such as tile, stages and parts.
-pub(crate) type Choice = [u32; 4];
+pub(crate) type Choice = [u32; 5];
 
 /// What is to be computed: a family of kernels, and all that its time depends on.
 pub(crate) struct Problem<'a> {

@@ -17,7 +17,7 @@ use crate::{
 };
 use std::cell::RefCell;
 
-const ALL: [Choice; 3] = [[1, 0, 0, 0], [2, 0, 0, 0], [3, 0, 0, 0]];
+const ALL: [Choice; 3] = [[1, 0, 0, 0, 0], [2, 0, 0, 0, 0], [3, 0, 0, 0, 0]];
 
 /// The choice for a problem of the tests' own, and which candidates were run for it.
 fn ask(d: &std::sync::Arc<super::device::Device>, shape: &[usize]) -> Result<(u32, Vec<u32>)> {
@@ -90,7 +90,7 @@ fn each_problem_is_timed_once() -> Result<()> {
     TEST.set(Some((Mode::On, |_| 1)));
     assert_eq!((ask(&other, &[1])?, ask(&other, &[5])?), ((3, vec![]), (2, vec![])));
     let problem = Problem { device: &other, family: "test", shape: &[4] };
-    assert_eq!(tune::choose(&problem, [9; 4], &|| vec![[9; 4], [8; 4]], &|_| Ok(()))?, [9; 4]);
+    assert_eq!(tune::choose(&problem, [9; 5], &|| vec![[9; 5], [8; 5]], &|_| Ok(()))?, [9; 5]);
     Ok(())
 }
 

@@ -270,12 +270,12 @@ fn shared(tile: [usize; 2], stages: usize) -> usize {
 impl Plan {
     /// The plan in the tuner's numbers.
     fn choice(&self) -> Choice {
-        [self.tile[0], self.tile[1], self.stages, self.chunk].map(|v| v as u32)
+        [self.tile[0], self.tile[1], self.stages, self.chunk, 0].map(|v| v as u32)
     }
 
     /// The plan of these numbers for the problem of `like`, whose sums are over `k` terms.
     fn of(choice: Choice, like: &Plan, k: usize) -> Self {
-        let [tile_m, tile_n, stages, chunk] = choice.map(|v| v as usize);
+        let [tile_m, tile_n, stages, chunk, _] = choice.map(|v| v as usize);
         Plan { tile: [tile_m, tile_n], stages, chunk, parts: k.div_ceil(chunk.max(1)), ..*like }
     }
 

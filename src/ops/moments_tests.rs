@@ -145,7 +145,7 @@ fn every_tile_notes_what_it_stores() -> Result<()> {
         for tile in 0..wgmma::Tile::IMAGE.len() {
             let (math, far) = maths[(tile + i) % 3];
             // Two blocks of f32 with 128 columns have no registers for it.
-            if math.0 == DType::F32 && wgmma::Tile::IMAGE[tile] == (wgmma::Tile { down: 2, across: 1, cols: 128 }) {
+            if math.0 == DType::F32 && wgmma::Tile::IMAGE[tile] == wgmma::tile(2, 1, 128) {
                 continue;
             }
             run(tile, false, geometry, math, far)?;

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 
 use super::{
     product,
-    wgmma::{BANDWIDTH, SHARED, SMALL, Span, Tile},
+    wgmma::{BANDWIDTH, SHARED, SMALL, Span, Tile, tile},
 };
 use crate::{
     Array, DType, Layout, Result,
@@ -21,10 +21,6 @@ pub(crate) const PLANES: usize = 3;
 const LAUNCH: f64 = 4000.0;
 /// Bytes of memory that a multiprocessor has in a clock when all of them ask.
 const MEMORY: f64 = 12.0;
-
-const fn tile(down: usize, across: usize, cols: usize) -> Tile {
-    Tile { down, across, cols }
-}
 
 /// Channels by pixels: two warpgroups, which take turns, below each other, or beside each other where there are but 64 channels.
 pub(crate) const IMAGE: &[Tile] = &[tile(2, 1, 192), tile(2, 1, 160), tile(2, 1, 128), tile(2, 1, 96), tile(1, 2, 192)];
@@ -244,7 +240,7 @@ mod tests {
         for (tiles, source, pass) in [(PRODUCT, matmul, ""), (IMAGE, conv, "0,1"), (WEIGHT, conv, "2")] {
             for &tile in tiles {
                 let plan = Plan::new(tile, 1, 9, 132);
-                let Tile { down, across, cols } = tile;
+                let Tile { down, across, cols, .. } = tile;
                 let variant = format!("DOWN={down}; ACROSS={across}; COLS={cols}; STAGES={}; RESIDENT=1;", plan.stages());
                 let named = |line: &str| line.contains(&variant) && line.contains(pass);
                 assert!(source.lines().any(named), "not among the kernel's variants: {variant}");

@@ -25,21 +25,28 @@ pub(crate) const BANDWIDTH: f64 = 32.0;
 /// Bytes of dynamic shared memory that a block may have beside its barriers, which take up to the next multiple of 1024.
 pub(crate) const SHARED: usize = 226 << 10;
 
-/// Warpgroups below and beside each other, and the columns of each.
+/// Warpgroups below and beside each other, and the columns of each; of how many blocks below each other that share what they load
+/// for their columns.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Tile {
     pub down: usize,
     pub across: usize,
     pub cols: usize,
+    pub cluster: usize,
 }
 
-const fn tile(down: usize, across: usize, cols: usize) -> Tile {
-    Tile { down, across, cols }
+pub(super) const fn tile(down: usize, across: usize, cols: usize) -> Tile {
+    Tile { down, across, cols, cluster: 1 }
+}
+
+/// A tile of each of two blocks.
+const fn pair(cols: usize) -> Tile {
+    Tile { cluster: 2, ..tile(2, 1, cols) }
 }
 
 impl Tile {
     /// For products whose result is row-major.
-    pub(crate) const PRODUCT: &[Tile] = &[tile(2, 1, 256), tile(2, 1, 128), tile(1, 1, 128)];
+    pub(crate) const PRODUCT: &[Tile] = &[tile(2, 1, 256), tile(2, 1, 128), tile(1, 1, 128), pair(256), pair(128)];
     /// Channels by pixels.
     pub(crate) const IMAGE: &[Tile] = &[
         tile(2, 1, 256),
@@ -77,8 +84,23 @@ impl Tile {
         tile(1, 2, 48),
     ];
 
+    /// Rows of all blocks of a cluster.
+    pub(crate) fn height(self) -> usize {
+        self.rows() * self.cluster
+    }
+
+    /// Columns whose operand a block loads, for itself and the others.
+    pub(crate) fn loads(self) -> usize {
+        self.columns() / self.cluster
+    }
+
     fn stage(self) -> usize {
         (self.rows() + self.columns()) * ROW
+    }
+
+    /// Clocks in which the L2 cache gives what a block asks for in a step.
+    fn load(self) -> f64 {
+        ((self.rows() + self.loads()) * ROW) as f64 / BANDWIDTH
     }
 
     /// Clocks in which the tensor cores multiply a step: 2048 pairs of 16 bits in one.
@@ -98,9 +120,11 @@ impl Tile {
 
     /// The kernel's `-D`, with its own.
     pub(crate) fn defines(self, dtype: DType, stages: usize, resident: usize, own: &[(&'static str, usize)]) -> Defines {
-        let Tile { down, across, cols } = self;
+        let Tile { down, across, cols, cluster } = self;
         let all = [("DOWN", down), ("ACROSS", across), ("COLS", cols), ("STAGES", stages), ("RESIDENT", resident)];
-        let numbers = all.iter().chain(own).map(|&(name, v)| (name, Define::Int(v as i64)));
+        let cluster = [("CLUSTER", cluster)];
+        let numbers =
+            all.iter().chain(cluster.iter().filter(|c| c.1 > 1)).chain(own).map(|&(name, v)| (name, Define::Int(v as i64)));
         [("scalar_t", dtype.into())].into_iter().chain(numbers).collect()
     }
 
@@ -205,7 +229,8 @@ pub(crate) fn plan(y: &Array, tiles: &[Tile], work: &Work) -> Result<Option<Plan
         let steps = work.spans.iter().map(|s| s.steps).max().unwrap_or(0);
         let plan = |f: Force| {
             super::wgmma_tests::reached();
-            Plan::new(tiles[f.tile % tiles.len()], if work.split { f.parts } else { 1 }, steps, multiprocessors)
+            // So few that blocks take several pieces of work.
+            Plan::new(tiles[f.tile % tiles.len()], if work.split { f.parts } else { 1 }, steps, multiprocessors.min(3))
         };
         return Ok(force.filter(|f| !f.halo || tiles == Tile::PRODUCT).map(plan));
     }
@@ -302,7 +327,9 @@ fn plans(multiprocessors: usize, size: usize, tiles: &[Tile], work: &Work, f: &m
     }
     let Some(longest) = spans.iter().map(|s| s.steps).max() else { return };
     for &tile in tiles {
-        let count = |s: &Span| s.m.div_ceil(tile.rows()).saturating_mul(s.n.div_ceil(tile.columns())).saturating_mul(batch);
+        // A cluster's last block may have no rows.
+        let down = |s: &Span| s.m.div_ceil(tile.height()) * tile.cluster;
+        let count = |s: &Span| down(s).saturating_mul(s.n.div_ceil(tile.columns())).saturating_mul(batch);
         let all: usize = spans.iter().map(count).fold(0, usize::saturating_add);
         // mma.sync has at best half of wgmma's rate, so half of a tile may be zeros.
         let padded = |s: &Span| count(s) as f64 * (tile.rows() * tile.columns() * ROW / size) as f64 * s.steps as f64;
@@ -315,13 +342,13 @@ fn plans(multiprocessors: usize, size: usize, tiles: &[Tile], work: &Work, f: &m
                 break;
             }
             let mut plan = Plan::new(tile, parts, longest, multiprocessors);
-            let slots = (multiprocessors * plan.resident) as f64;
+            let slots = (plan.clusters() * tile.cluster) as f64;
             // Of `count` tiles, those on one multiprocessor share its bandwidth.
             let time_of = |steps: usize, count: usize| {
                 let together = (count as f64 / multiprocessors as f64).ceil().clamp(1.0, plan.resident as f64);
                 // A warpgroup alone does not keep the tensor cores busy.
                 let alone = if together * (tile.down * tile.across) as f64 > 1.0 { 1.0 } else { 1.3 };
-                let step = (alone * products * tile.multiply()).max(tile.stage() as f64 / BANDWIDTH) * together;
+                let step = (alone * products * tile.multiply()).max(tile.load()) * together;
                 steps as f64 * step + tile.finish()
             };
             let parts_of = |s: &Span| count(s).saturating_mul(plan.parts);
@@ -348,13 +375,14 @@ fn plans(multiprocessors: usize, size: usize, tiles: &[Tile], work: &Work, f: &m
 impl Plan {
     /// The plan in the tuner's numbers.
     pub(crate) fn choice(&self) -> Choice {
-        [self.tile.down, self.tile.across, self.tile.cols, self.parts].map(|v| v as u32)
+        let Tile { down, across, cols, cluster } = self.tile;
+        [down, across, cols, self.parts, cluster].map(|v| v as u32)
     }
 
     /// The plan of these numbers for sums over `steps` steps, on the device of `like`.
     pub(crate) fn of(choice: Choice, steps: usize, like: &Plan) -> Self {
-        let [down, across, cols, parts] = choice.map(|v| v as usize);
-        Plan::new(Tile { down, across, cols }, parts, steps, like.multiprocessors)
+        let [down, across, cols, parts, cluster] = choice.map(|v| v as usize);
+        Plan::new(Tile { down, across, cols, cluster: cluster.max(1) }, parts, steps, like.multiprocessors)
     }
 
     fn new(tile: Tile, parts: usize, steps: usize, multiprocessors: usize) -> Self {
@@ -368,9 +396,14 @@ impl Plan {
         self.tile.defines(dtype, self.stages, self.resident, own)
     }
 
-    /// The grid for `all` pieces of work: as many blocks as the device holds, which share them.
+    /// Clusters that the device holds. (Multiprocessors come in twos, so that pairs leave none without a block.)
+    fn clusters(&self) -> usize {
+        (self.multiprocessors * self.resident / self.tile.cluster).max(1)
+    }
+
+    /// The grid for `all` pieces of a cluster's work: as many blocks as the device holds, which share them.
     pub(crate) fn grid(&self, all: usize) -> [u32; 3] {
-        [all.min(self.multiprocessors * self.resident) as u32, 1, 1]
+        [(all.min(self.clusters()) * self.tile.cluster) as u32, 1, 1]
     }
 
     /// Threads of a block.
@@ -410,9 +443,14 @@ mod tests {
             assert!(stages >= 3 && resident * (tile.shared(stages * tile.stage()) + 2048) <= 228 << 10, "{tile:?}: {stages}");
             // The sums, and what else a thread needs; registers come by 8, warps are spread over four places.
             assert!(tile.cols / 2 + 28 <= 16384 / 32 / threads.div_ceil(128) / 8 * 8, "{tile:?}");
-            let Tile { down, across, cols } = tile;
-            let variant = format!("DOWN={down}; ACROSS={across}; COLS={cols}; STAGES={stages}; RESIDENT={resident};");
+            let Tile { down, across, cols, cluster } = tile;
+            let mut variant = format!("DOWN={down}; ACROSS={across}; COLS={cols}; STAGES={stages}; RESIDENT={resident};");
+            if cluster > 1 {
+                variant += &format!(" CLUSTER={cluster};");
+            }
             assert!(source.contains(&variant), "not among the kernel's variants: {variant}");
+            // A part of the columns is whole boxes of 64, where the operand is not K-major.
+            assert!(cluster == 1 || tile.loads().is_multiple_of(64), "{tile:?}");
             let unit = if Tile::WEIGHT.contains(&tile) {
                 64
             } else if Tile::PRODUCT.contains(&tile) {
@@ -446,11 +484,14 @@ mod tests {
 
     #[test]
     fn large_products_take_large_tiles_and_small_ones_fill_the_device() {
-        assert_eq!(choice(Tile::PRODUCT, 8192, 8192, 8192, true).map(|p| (p.tile, p.parts)), Some((tile(2, 1, 256), 1)));
+        assert_eq!(choice(Tile::PRODUCT, 8192, 8192, 8192, true).map(|p| (p.tile, p.parts)), Some((pair(256), 1)));
         let skinny = choice(Tile::PRODUCT, 256, 256, 147_456, true).unwrap();
         assert!(256 / skinny.tile.rows() * 256 / skinny.tile.columns() * skinny.parts >= 100, "{skinny:?}");
         // 64 channels are no work for 128 rows.
         assert_eq!(choice(Tile::IMAGE, 64, 147_456, 576, false).unwrap().tile.down, 1);
+        // A step of a pair takes the L2 cache as long as the tensor cores; where one of two blocks has no rows, it is no pair.
+        assert_eq!((pair(256).load(), pair(256).multiply(), tile(2, 1, 256).load()), (1024.0, 1024.0, 1536.0));
+        assert_eq!(choice(Tile::PRODUCT, 128, 65536, 4096, true).map(|p| p.tile.cluster), Some(1));
         assert_eq!(choice(Tile::PRODUCT, 16, 8192, 8192, true), None);
         assert_eq!(choice(Tile::PRODUCT, 256, 256, 256, true), None);
     }

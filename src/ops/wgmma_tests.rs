@@ -95,7 +95,7 @@ fn products_agree_in_every_tile() -> Result<()> {
     let Some(gpu) = gpu((9, 0)) else { return Ok(()) };
     for (i, tile) in Tile::PRODUCT.iter().copied().enumerate() {
         let force = |parts| Force { tile: i, parts, halo: false };
-        let (rows, columns) = (tile.rows(), tile.columns());
+        let (rows, columns) = (tile.height(), tile.columns());
         // One product and its gradients have three of the four pairs of majors.
         let (ta, tb) = (i % 2 == 1, i == 0);
         for (shape, parts) in [([rows + 8, columns + 8, 72], 1), ([8, 2 * columns - 8, 8], 1), ([rows - 8, 16, 648], 3)] {
@@ -110,19 +110,40 @@ fn products_agree_in_every_tile() -> Result<()> {
         }
     }
     // A batch whose sides are stretched in turn, so that some axes are summed in the gradients; a bias.
-    let force = |parts| Force { tile: 2, parts, halo: false };
-    let x = vec![random(&[2, 1, 8, 16], 1)?, random(&[3, 16, 24], 2)?];
-    agrees(HALF, force(1), 3, &MatMul::default(), &x, &gpu)?;
-    let x = vec![random(&[72, 136], 1)?, random(&[80, 136], 2)?, random(&[80], 3)?];
-    agrees(BRAIN, force(1), 3, &Dense, &x, &gpu)?;
-    agrees(BRAIN, force(2), 3, &Dense, &x, &gpu)?;
-    for (f, parts) in [(UnaryKind::Relu, 1), (UnaryKind::Sigmoid, 2), (UnaryKind::Tanh, 1)] {
-        agrees(BRAIN, force(parts), 3, &DenseActivation(f), &x, &gpu)?;
-        // The gradients see what TF32 has done to y, too.
-        let twice = Math(TF32.0, TF32.1, 2.0 * TF32.2);
-        agrees(twice, force(3 - parts), 1, &DenseActivation(f), &x, &gpu)?;
+    for tile in [2, 3] {
+        let force = |parts| Force { tile, parts, halo: false };
+        let x = vec![random(&[2, 1, 8, 16], 1)?, random(&[3, 16, 24], 2)?];
+        agrees(HALF, force(1), 3, &MatMul::default(), &x, &gpu)?;
+        let x = vec![random(&[72, 136], 1)?, random(&[80, 136], 2)?, random(&[80], 3)?];
+        agrees(BRAIN, force(1), 3, &Dense, &x, &gpu)?;
+        agrees(BRAIN, force(2), 3, &Dense, &x, &gpu)?;
+        for (f, parts) in [(UnaryKind::Relu, 1), (UnaryKind::Sigmoid, 2), (UnaryKind::Tanh, 1)] {
+            agrees(BRAIN, force(parts), 3, &DenseActivation(f), &x, &gpu)?;
+            // The gradients see what TF32 has done to y, too.
+            let twice = Math(TF32.0, TF32.1, 2.0 * TF32.2);
+            agrees(twice, force(3 - parts), 1, &DenseActivation(f), &x, &gpu)?;
+        }
+        agrees(TF32, force(1), 1, &Dense, &x, &gpu)?;
     }
-    agrees(TF32, force(1), 1, &Dense, &x, &gpu)
+    Ok(())
+}
+
+/// Pairs of blocks over odd numbers of tiles down: three, of which the last pair's second block has none; in batches, parts and
+/// every pair of majors.
+#[test]
+fn pairs_of_blocks_agree_where_one_has_no_rows() -> Result<()> {
+    let Some(gpu) = gpu((9, 0)) else { return Ok(()) };
+    for (i, tile) in Tile::PRODUCT.iter().copied().enumerate().filter(|(_, t)| t.cluster > 1) {
+        let (rows, columns) = (tile.height() + 8, tile.columns() + 8);
+        let force = |parts| Force { tile: i, parts, halo: false };
+        for (ta, tb) in [(false, false), (false, true), (true, false), (true, true)] {
+            let (op, x) = matmul(ta, tb, [rows, columns, 200])?;
+            agrees(BRAIN, force(1 + usize::from(tb)), 3, &op, &x, &gpu)?;
+        }
+        let x = vec![random(&[2, 1, rows, 72], 1)?, random(&[1, 2, 72, 24], 2)?];
+        agrees(BRAIN, force(1), 3, &MatMul::default(), &x, &gpu)?;
+    }
+    Ok(())
 }
 
 /// x, filters, and how they meet.

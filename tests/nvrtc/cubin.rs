@@ -60,6 +60,8 @@ pub fn usage(image: &[u8]) -> Option<Vec<Usage>> {
 pub const HMMA: u16 = 0x23c;
 /// That of a warpgroup (wgmma), both operands in shared memory.
 pub const HGMMA: u16 = 0x9f0;
+/// That of the copy engine that loads a box for all blocks of a cluster; for one block it is another.
+pub const MULTICAST: u16 = 0x3b4;
 
 /// How many instructions of a kernel are `operation`.
 ///

@@ -27,7 +27,7 @@ use std::{
     time::Instant,
 };
 
-use cubin::{HGMMA, HMMA, Usage, instructions, is_cubin, usage};
+use cubin::{HGMMA, HMMA, MULTICAST, Usage, instructions, is_cubin, usage};
 use hadal::cuda::{Compiler, KERNELS, Source, compiler};
 use report::{Report, cell, parse_cell};
 use sha2::{Digest, Sha256};
@@ -55,6 +55,7 @@ fn sources() -> Vec<(&'static str, &'static str)> {
     let mut all = KERNELS.to_vec();
     all.push(expand(Source::new("swish.cu", include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/swish.cu")))));
     all.push(expand(Source::new("faults.cu", include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kernels/faults.cu")))));
+    all.push(expand(Source::new("cluster.cu", include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kernels/cluster.cu")))));
     all.push(expand(Source::new("hopper.cu", include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kernels/hopper.cu")))));
     all
 }
@@ -228,6 +229,12 @@ fn tensor_cores_are_used() {
         ("conv2d_six.cu", "conv2d_six", &["PASS=2"]),
     ] {
         assert_eq!(of(file, kernel, "90a", &[&six[..], own].concat(), HGMMA), 12, "{file} {own:?}");
+    }
+    // One of a pair of blocks loads half of b's rows for both; alone it loads all for itself.
+    for (b, cluster, loads) in [("B_K=1", "CLUSTER=2", 1), ("B_K=0", "CLUSTER=2", 1), ("B_K=1", "CLUSTER=1", 0)] {
+        let options = [&["scalar_t=bf16"], &tile[..], &["A_K=1", b, cluster]].concat();
+        assert_eq!(of("matmul_wgmma.cu", "matmul_wgmma", "90a", &options, MULTICAST), loads, "{options:?}");
+        assert_eq!(of("matmul_wgmma.cu", "matmul_wgmma", "90a", &options, HGMMA), 4, "{options:?}");
     }
     // f32 split into bf16: three products for each of two times 16 pixels.
     let (split, halo) = (["scalar_t=float", "PASS=2"], ["DOWN=1", "ACROSS=3", "COLS=192", "STAGES=2", "RESIDENT=1"]);

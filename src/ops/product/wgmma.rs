@@ -25,6 +25,7 @@ struct Sizes {
     parts: i32,
     outer: i32,
     inner: i32,
+    /// By clusters.
     tiles: [i32; 2],
     all: i32,
 }
@@ -93,7 +94,7 @@ impl Product {
                 plan.resident = 1;
             }
             let chunk = if inner == 1 { plan.chunk } else { steps };
-            let tiles = [self.m.div_ceil(plan.tile.rows()), self.n.div_ceil(plan.tile.columns())];
+            let tiles = [self.m.div_ceil(plan.tile.height()), self.n.div_ceil(plan.tile.columns())];
             let all = tiles[0] * tiles[1] * plan.parts * outer;
             let int = |v: usize| v as i32;
             let sizes = Sizes {
@@ -112,7 +113,7 @@ impl Product {
             let define = if sums.is_some() { define } else { self.with_activation(define) };
             Launch::new(y, "matmul_wgmma.cu", "matmul_wgmma", &define)?
                 .tensor(a, &of_a.map(self.m, self.k, plan.tile.rows(), dtype))
-                .tensor(b, &of_b.map(self.n, self.k, plan.tile.columns(), dtype))
+                .tensor(b, &of_b.map(self.n, self.k, plan.tile.loads(), dtype))
                 .array(y)
                 .optional(sums.as_ref())
                 .optional(bias.filter(|_| sums.is_none()))

@@ -55,7 +55,7 @@ impl Around for Halo {
     }
 
     fn choice(&self) -> Choice {
-        [self.tile.down, self.tile.across, self.tile.cols, 0].map(|v| v as u32)
+        [self.tile.down, self.tile.across, self.tile.cols, 0, 0].map(|v| v as u32)
     }
 }
 
@@ -229,12 +229,12 @@ impl Around for HaloWeight {
     }
 
     fn choice(&self) -> Choice {
-        [0, self.height as u32, self.count as u32, 0]
+        [0, self.height as u32, self.count as u32, 0, 0]
     }
 }
 
 impl HaloWeight {
-    const TILE: Tile = Tile { down: 1, across: 3, cols: 192 };
+    const TILE: Tile = wgmma::tile(1, 3, 192);
     /// Pixels that are multiplied at once.
     const AT_ONCE: usize = 32;
 

@@ -23,7 +23,7 @@ pub(super) enum Way<H> {
 pub(super) trait Around: Copy {
     /// Clocks that the model expects.
     fn time(&self) -> f64;
-    /// Its numbers, not all 0, of which the last one is 0.
+    /// Its numbers, not all 0, of which the fourth one is 0.
     fn choice(&self) -> Choice;
 }
 
@@ -42,7 +42,7 @@ impl<H: Around> Way<H> {
         match self {
             Way::Im2col(plan) => plan.choice(),
             Way::Halo(halo) => halo.choice(),
-            Way::Otherwise => [0; 4],
+            Way::Otherwise => [0; 5],
         }
     }
 }
