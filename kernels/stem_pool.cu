@@ -2,7 +2,7 @@
 // stem_pool.cuh. stem_moments computes the convolution for its statistics only, stem_pool for y.
 // variants: scalar_t=bf16,f16; EXACT=0; arch=80,86,90a,100a
 // variants: scalar_t=f16; EXACT=0; arch=75
-// variants: scalar_t=float; EXACT=0,1,2; arch=90a
+// variants: scalar_t=float; EXACT=0,1,2; arch=80,90a
 #include "stem_pool.cuh"
 #include "stem_tile.cuh"
 

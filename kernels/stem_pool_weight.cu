@@ -7,7 +7,7 @@
 // A tap before the others, whose x is 1, brings Z and S along: see conv2d_stem_weight.cu. k is pixels.
 // variants: scalar_t=bf16,f16; EXACT=0; arch=80,86,90a,100a
 // variants: scalar_t=f16; EXACT=0; arch=75
-// variants: scalar_t=float; EXACT=0,1; arch=90a
+// variants: scalar_t=float; EXACT=0,1; arch=80,90a
 #include "stem_pool.cuh"
 
 // Blocks of four warps on a multiprocessor: a limit to the registers of a thread.
