@@ -90,7 +90,7 @@ impl AvgPool2D {
 }
 
 macro_rules! global {
-    ($(#[$doc:meta])* $name:ident, $method:ident $(, $part:ident)?) => {
+    ($(#[$doc:meta])* $name:ident, $method:ident) => {
         $(#[$doc])*
         #[derive(Debug)]
         pub struct $name(Info);

@@ -38,11 +38,11 @@ pub(super) struct Fused {
 
 /// The sizes, where they are the kernels'.
 fn sizes(block: &StemBlock, x: &Array, w: &Array, b: Option<&Array>, parameters: &[&Array]) -> Option<(ConvShape, Pooling)> {
-    let halves = matches!(x.dtype(), DType::F16 | DType::BF16 | DType::F32);
-    let wide = parameters.iter().all(|p| p.dtype() == DType::F32 && p.shape() == [w.shape()[0]]);
-    let own = [Some(w), b].into_iter().flatten().all(|a| a.dtype() == x.dtype());
-    let fits = block.eps >= 0.0 && block.eps.is_finite();
-    if !matches!(x.context(), Context::Gpu(_)) || x.layout() != Layout::ChannelsLast || !halves || !own || !fits {
+    let dtypes = matches!(x.dtype(), DType::F16 | DType::BF16 | DType::F32)
+        && [Some(w), b].into_iter().flatten().all(|a| a.dtype() == x.dtype())
+        && parameters.iter().all(|p| p.dtype() == DType::F32);
+    let shapes = parameters.iter().all(|p| p.shape() == [w.shape()[0]]) && block.eps >= 0.0 && block.eps.is_finite();
+    if !matches!(x.context(), Context::Gpu(_)) || x.layout() != Layout::ChannelsLast || !dtypes || !shapes {
         return None;
     }
     let s = Conv2d(block.conv).plan(x.shape(), w.shape(), b.map(Array::shape)).ok()?;
@@ -52,7 +52,7 @@ fn sizes(block: &StemBlock, x: &Array, w: &Array, b: Option<&Array>, parameters:
     let taps = small(pool.kernel[0].saturating_mul(pool.kernel[1]), WINDOW) && small(s.w_len() / s.o.max(1), TAPS);
     // Counts have 32 bits, those of windows outside of the image included.
     let pooled = y.iter().chain(&pool.stride).fold(1usize, |p, &v| p.saturating_mul(v.max(1)));
-    (wide && taps && pooled < LIMIT).then_some((s, Pooling { s: pool, y }))
+    (taps && pooled < LIMIT).then_some((s, Pooling { s: pool, y }))
 }
 
 /// Whether the kernels take it and the model finds them faster than the separate ops; see [`StemBlock::is_fused`].
@@ -106,7 +106,7 @@ pub(super) fn forward(block: &StemBlock, inputs: &Inputs, recorded: bool) -> Res
     }
     let Some((s, pool)) = sizes(block, x, w, b, &parameters) else { return Ok(None) };
     let Some(job) = convolution(&s, x)? else { return Ok(None) };
-    if recorded && !gradients(&s, x)?.is_some_and(|back| pool.backward(&back, &Pooling::units(&back)).is_some()) {
+    if recorded && gradients(&s, x)?.is_none_or(|back| pool.backward(&back, &Pooling::units(&back)).is_none()) {
         return Ok(None);
     }
     let (Some(moments), Some(bands)) = (pool.moments(&job), pool.forward(&job)) else { return Ok(None) };

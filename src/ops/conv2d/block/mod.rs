@@ -30,8 +30,8 @@ use crate::{
 ///
 /// dβ = Z, dγ = r (w·D + (b − μ) Z), dw = γ r (D − S Z/N − (w·G + (b − μ) S) r dγ/N), and db is 0, since the normalization
 /// takes b away again (gradients of μ and σ² as outputs come on top: see `kernels/stem_pool_weight.cu`). The sums of a block of
-/// the kernel are f32, those over blocks f64. Where x hardly varies beside its mean, dw loses digits, since G then has
-/// the square of the mean in it: with means 100 deviations large about four of f32's seven.
+/// the kernel are f32, those over blocks f64. Where x hardly varies beside its mean, dw loses digits, since G then
+/// has the square of the mean in it: in f32 it is off by some 10⁻⁵ where the mean is a hundred deviations.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct StemBlock {
