@@ -59,6 +59,10 @@ def clock(work, device, eager):
     return best(work, device)
 
 
+def stem(x, w, g, b):
+    return F.max_pool2d(F.relu(F.batch_norm(F.conv2d(x, w, None, 2, 3), None, None, g, b, True)), 3, 2, 1)
+
+
 def forward_of(op, case):
     s, p = case["stride"], case["padding"]
     return {
@@ -75,6 +79,8 @@ def forward_of(op, case):
         "BatchNorm": lambda x, g, b: F.batch_norm(x, None, None, g, b, True),
         "BatchNormRelu": lambda x, g, b: F.relu(F.batch_norm(x, None, None, g, b, True)),
         "BatchNormAddRelu": lambda x, g, b, r: F.relu(F.batch_norm(x, None, None, g, b, True) + r),
+        "StemBlock": stem,
+        "StemOps": stem,
         "MaxPool": lambda x: F.max_pool2d(x, 3, 2, 1),
         "AvgPool": lambda x: F.avg_pool2d(x, 2),
         "GlobalAvgPool": lambda x: x.mean((2, 3), keepdim=True),
@@ -93,6 +99,8 @@ def gradients_of(op, case):
         "BatchNorm": [("dx, dγ, dβ", [0, 1, 2])],
         "BatchNormRelu": [("dx, dγ, dβ", [0, 1, 2])],
         "BatchNormAddRelu": [("dx, dγ, dβ, dr", [0, 1, 2, 3])],
+        "StemBlock": [("dw, dγ, dβ", [1, 2, 3])],
+        "StemOps": [("dw, dγ, dβ", [1, 2, 3])],
         "Add": [],
         "Cast": [],
         "AddBias": [("db", [1])],
@@ -113,7 +121,7 @@ def ops(a):
                 t = torch.rand(shape, device=a.device)
                 if op == "SoftmaxCrossEntropy" and i == 1:
                     t = t.long()
-                elif not (op.startswith("BatchNorm") and i in (1, 2)):
+                elif not (op.startswith("BatchNorm") and i in (1, 2) or op.startswith("Stem") and i > 1):
                     t = t.to(dtype)
                 if t.dim() == 4 and a.channels_last:
                     t = t.contiguous(memory_format=torch.channels_last)

@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
-use super::{Parameter, Role, store};
+use super::{Parameter, Part, Role, store};
 use crate::{Context, DType, Error, Result, Tensor, init::Init};
 
 /// The forward pass.
@@ -38,13 +38,8 @@ pub trait Structure {
         String::new()
     }
 
-    /// Whether this is ReLU and nothing else, which the block before it may do on its way.
-    fn is_relu(&self) -> bool {
-        false
-    }
-
-    /// ReLU of the block's output in one pass over memory, from blocks that have such a pass.
-    fn with_relu(&self, _x: &Tensor) -> Option<Result<Tensor>> {
+    /// The layer that this is, where [`Sequential`](super::Sequential) may do it together with its neighbours.
+    fn part(&self) -> Option<Part<'_>> {
         None
     }
 }
@@ -330,11 +325,8 @@ macro_rules! pointer {
             fn describe(&self) -> String {
                 (**self).describe()
             }
-            fn is_relu(&self) -> bool {
-                (**self).is_relu()
-            }
-            fn with_relu(&self, x: &Tensor) -> Option<Result<Tensor>> {
-                (**self).with_relu(x)
+            fn part(&self) -> Option<Part<'_>> {
+                (**self).part()
             }
         }
         impl<T: Forward + ?Sized> Forward for $p<T> {

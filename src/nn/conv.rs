@@ -1,7 +1,7 @@
 //! [`Conv2D`].
 
 use super::{
-    Forward, Info, Parameter, Role, Structure,
+    Forward, Info, Parameter, Part, Role, Structure,
     basic::{Function, activations},
 };
 use crate::{
@@ -139,8 +139,13 @@ impl Conv2D {
         Ok((self.info.at(self.function.apply(y1))?, other.info.at(other.function.apply(y2))?))
     }
 
+    /// The attributes, where there is no activation behind the convolution.
+    pub(super) fn plain_options(&self) -> Option<Conv2dOptions> {
+        self.function.0.is_none().then_some(self.options)
+    }
+
     /// Weight and bias for `x`.
-    fn operands(&self, x: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
+    pub(super) fn operands(&self, x: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
         let shape = x.shape();
         let &[_, c, _, _] = shape.as_slice() else {
             return Err(Error::shape("conv2d", "an input (N, C, H, W) is needed", &[&shape]));
@@ -184,6 +189,10 @@ impl Structure for Conv2D {
         let mut all = vec![("weight", &self.weight)];
         all.extend(self.bias.as_ref().map(|b| ("bias", b)));
         all
+    }
+
+    fn part(&self) -> Option<Part<'_>> {
+        Some(Part::Conv2D(self))
     }
 
     fn describe(&self) -> String {

@@ -1,6 +1,6 @@
 //! [`BatchNorm`].
 
-use super::{Forward, Info, Parameter, Role, Structure};
+use super::{Forward, Info, Parameter, Part, Role, Structure};
 use crate::{Error, Result, Tensor, autograd, ops::Running};
 
 /// Normalizes each channel over the batch: y = γ (x − μ) / √(σ² + ε) + β (Ioffe and Szegedy 2015).
@@ -82,14 +82,30 @@ impl BatchNorm {
         self.info.at(self.run(x, Some(Some(residual))))
     }
 
+    /// γ, β, the running mean and the running variance for `c` channels.
+    pub(super) fn operands(&self, c: usize) -> Result<[Tensor; 4]> {
+        let of = |p: &Parameter| p.ready(&[c]);
+        Ok([of(&self.gamma)?, of(&self.beta)?, of(&self.running_mean)?, of(&self.running_var)?])
+    }
+
+    /// ε.
+    pub(super) fn eps(&self) -> f64 {
+        self.epsilon
+    }
+
+    /// Moves the running statistics towards the batch's.
+    pub(super) fn follow(&self, [mean, var]: [&Tensor; 2], [batch_mean, batch_var]: [&Tensor; 2]) -> Result<()> {
+        mean.update(|m| m.lerp_(&batch_mean.array(), self.momentum))?;
+        var.update(|v| v.lerp_(&batch_var.array(), self.momentum))
+    }
+
     /// With `relu` the fused operations, maybe with a residual.
     fn run(&self, x: &Tensor, relu: Option<Option<&Tensor>>) -> Result<Tensor> {
         let shape = x.shape();
         let &[_, c, ..] = shape.as_slice() else {
             return Err(Error::shape("batch_norm", "an input (N, C, …) is needed", &[&shape]));
         };
-        let (gamma, beta) = (self.gamma.ready(&[c])?, self.beta.ready(&[c])?);
-        let (mean, var) = (self.running_mean.ready(&[c])?, self.running_var.ready(&[c])?);
+        let [gamma, beta, mean, var] = self.operands(c)?;
         if !autograd::is_training() {
             return match relu {
                 None => x.batch_norm_inference(&gamma, &beta, &mean, &var, self.epsilon),
@@ -113,8 +129,7 @@ impl BatchNorm {
             None => x.batch_norm(&gamma, &beta, self.epsilon)?,
             Some(residual) => x.batch_norm_relu(&gamma, &beta, residual, self.epsilon)?,
         };
-        mean.update(|m| m.lerp_(&batch_mean.array(), self.momentum))?;
-        var.update(|v| v.lerp_(&batch_var.array(), self.momentum))?;
+        self.follow([&mean, &var], [&batch_mean, &batch_var])?;
         Ok(y)
     }
 }
@@ -144,7 +159,7 @@ impl Structure for BatchNorm {
         format!("BatchNorm({c}, epsilon {}, momentum {})", self.epsilon, self.momentum)
     }
 
-    fn with_relu(&self, x: &Tensor) -> Option<Result<Tensor>> {
-        Some(self.forward_relu(x))
+    fn part(&self) -> Option<Part<'_>> {
+        Some(Part::BatchNorm(self))
     }
 }

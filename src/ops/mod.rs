@@ -48,7 +48,7 @@ pub use binary::{AddN, Binary, BinaryKind};
 pub use binary_scalar::BinaryScalar;
 pub use cast::Cast;
 pub use concat::{Concat, Split};
-pub use conv2d::{Conv2d, Conv2dOptions, Conv2dPair};
+pub use conv2d::{Conv2d, Conv2dOptions, Conv2dPair, StemBlock, StemBlockInference};
 pub use dense::{Dense, DenseActivation};
 pub use dropout::Dropout;
 pub use index::{OneHot, Pick, Take};

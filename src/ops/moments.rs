@@ -69,8 +69,13 @@ impl Moments {
 
     /// The `Parts` of `kernels/spread.cuh`, null for none.
     pub(crate) fn argument(moments: Option<&Self>, mut launch: Launch) -> Launch {
-        let words = moments.map_or([0; 2], |m| [launch.pointer(&m.sums), m.count as u64]);
+        let words = moments.map_or([0; 2], |m| Self::parts(&mut launch, &m.sums, m.count));
         launch.value(words)
+    }
+
+    /// The same for `count` parts in an array of one's own.
+    pub(crate) fn parts(launch: &mut Launch, sums: &Array, count: usize) -> [u64; 2] {
+        [launch.pointer(sums), count as u64]
     }
 
     /// Notes them with `y`, which the same kernel writes.

@@ -236,6 +236,12 @@ fn tensor_cores_are_used() {
         assert_eq!(of("matmul_wgmma.cu", "matmul_wgmma", "90a", &options, MULTICAST), loads, "{options:?}");
         assert_eq!(of("matmul_wgmma.cu", "matmul_wgmma", "90a", &options, HGMMA), 4, "{options:?}");
     }
+    // ResNet's first layers: a warp's 64 pixels by 32 filters, and 32 filters or taps by 64 taps.
+    for (file, kernel) in
+        [("stem_pool.cu", "stem_moments"), ("stem_pool.cu", "stem_pool"), ("stem_pool_weight.cu", "stem_pool_weight")]
+    {
+        assert_eq!(count(file, kernel, "90a", &["scalar_t=bf16", "EXACT=0"]), 16, "{kernel}");
+    }
     // f32 split into bf16: three products for each of two times 16 pixels.
     let (split, halo) = (["scalar_t=float", "PASS=2"], ["DOWN=1", "ACROSS=3", "COLS=192", "STAGES=2", "RESIDENT=1"]);
     for (file, kernel, tile) in [("conv2d_wgmma.cu", "conv2d_wgmma", &tile), ("conv3x3_wgmma.cu", "conv3x3_wgmma", &halo)] {

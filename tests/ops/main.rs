@@ -19,6 +19,7 @@ mod pool;
 mod reduce;
 mod shapes;
 mod softmax;
+mod stem_block;
 mod unary;
 
 use std::{
@@ -101,6 +102,7 @@ fn cases() -> Vec<Case> {
     all.extend(reduce::cases().unwrap());
     all.extend(shapes::cases().unwrap());
     all.extend(softmax::cases().unwrap());
+    all.extend(stem_block::cases().unwrap());
     all.extend(unary::cases().unwrap());
     all
 }

@@ -95,6 +95,31 @@ fn start(kernel: &'static str, x: &Array, param: DType, stat: DType) -> Result<L
     Launch::new(x, "batch_norm.cu", kernel, &defines)
 }
 
+/// Mean and variance from the moments of so many parts, for an input of x's dtype; `running` are f32 or f64 like them, and follow.
+pub(crate) fn merge(
+    x: &Array,
+    param: DType,
+    (partial, parts): (&Array, i64),
+    channels: usize,
+    running: Option<Running>,
+) -> Result<[Array; 2]> {
+    let stat = wide(x.dtype());
+    let row = || Array::uninit(&[channels], stat, Layout::RowMajor, &x.context());
+    let (mean, var) = (row()?, row()?);
+    let launch = start("merge_moments", x, param, stat)?.array(&mean).array(&var).array(partial).value(parts);
+    let launch = launch.value(channels as i64);
+    let launch = match running {
+        Some(Running { mean, var, momentum }) => {
+            mean.make_unique()?;
+            var.make_unique()?;
+            launch.array(mean).array(var).value(momentum)
+        }
+        None => launch.optional(None).optional(None).value(0f64),
+    };
+    launch.run([(channels as u32).div_ceil(8), 1, 1], [1024, 1, 1], 0)?;
+    Ok([mean, var])
+}
+
 /// [y, mean, var]; `running` are f32 or f64 like them.
 pub(super) fn forward(
     [x, gamma, beta]: [&Array; 3],
@@ -103,18 +128,9 @@ pub(super) fn forward(
     s: &NormShape,
     running: Option<Running>,
 ) -> Result<[Array; 3]> {
-    let (p, stat, param) = (Plane::new(x, s), wide(x.dtype()), gamma.dtype());
-    let row = || Array::uninit(&[s.c], stat, Layout::RowMajor, &x.context());
-    let (mean, var, (partial, splits)) = (row()?, row()?, p.moments(x, param)?);
-    let merge = start("merge_moments", x, param, stat)?.array(&mean).array(&var).array(&partial).value(splits).value(p.channels);
-    match running {
-        Some(Running { mean, var, momentum }) => {
-            mean.make_unique()?;
-            var.make_unique()?;
-            p.merge(merge.array(mean).array(var).value(momentum))?;
-        }
-        None => p.merge(merge.optional(None).optional(None).value(0f64))?,
-    }
+    let (p, param) = (Plane::new(x, s), gamma.dtype());
+    let (partial, splits) = p.moments(x, param)?;
+    let [mean, var] = merge(x, param, (&partial, splits), s.c, running)?;
     let y = normalize(x, [gamma, beta, &mean, &var], behind, eps, s)?;
     Ok([y, mean, var])
 }

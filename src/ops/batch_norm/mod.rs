@@ -2,7 +2,7 @@
 
 mod cpu;
 mod fused;
-mod gpu;
+pub(super) mod gpu;
 
 pub use fused::{BatchNormInferenceRelu, BatchNormRelu};
 

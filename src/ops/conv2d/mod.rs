@@ -1,5 +1,6 @@
 //! 2-D convolution (cross-correlation, as all frameworks call it), its options and its gradients.
 
+mod block;
 mod depthwise;
 mod device;
 mod host;
@@ -22,6 +23,7 @@ use crate::{
     shape::Display,
 };
 
+pub use block::{StemBlock, StemBlockInference};
 pub use pair::Conv2dPair;
 
 /// The attributes of a convolution; each setter takes one number for both axes or `[height, width]`.

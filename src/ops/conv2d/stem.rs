@@ -19,27 +19,27 @@ const CHANNELS: usize = 4;
 /// Multiplications below which a convolution is left to others: it takes as long as its launch.
 const SMALL: usize = 1 << 20;
 /// What a warp computes: filters, and pixels of y or taps of dw.
-const FILTERS: usize = 32;
+pub(super) const FILTERS: usize = 32;
 const PIXELS: usize = 64;
-const TAPS: usize = 64;
+pub(super) const TAPS: usize = 64;
 /// Bytes of ones behind the image, for the gradient of the bias.
 const ONES: usize = 32;
 /// Warps of a block.
-const WARPS: usize = 4;
+pub(super) const WARPS: usize = 4;
 /// Bytes from and to memory for each clock of a multiprocessor, about.
 const BANDWIDTH: f64 = 13.0;
 
 /// The `Stem` of `stem.cuh`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
-struct Sizes {
+pub(super) struct Sizes {
     extents: [i32; 7],
     window: [i32; 8],
     x: [i32; 4],
     w: [i32; 4],
     rows: i32,
     bands: i32,
-    all: i32,
+    pub(super) all: i32,
     last: i32,
     inner: i32,
     count: i32,
@@ -51,7 +51,7 @@ struct Sizes {
     words: i32,
     steps: i32,
     groups: i32,
-    chunk: i32,
+    pub(super) chunk: i32,
     bias: i32,
     ones: i32,
     by: [Div; 7],
@@ -59,7 +59,7 @@ struct Sizes {
 
 /// y or dw, from arrays in this layout.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Pass {
+pub(super) enum Pass {
     Forward(Layout),
     /// Of the filters, and perhaps of the bias.
     Weight(Layout, bool),
@@ -67,7 +67,7 @@ enum Pass {
 
 /// The arithmetic, as `EXACT` counts it: whole or rounded operands, split ones, and f32 without tensor cores.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Math {
+pub(super) enum Math {
     Tensor,
     Split,
     Plain,
@@ -75,27 +75,27 @@ enum Math {
 
 /// What is computed.
 #[derive(Clone, Copy, Debug)]
-struct Job<'a> {
-    s: &'a ConvShape,
-    pass: Pass,
+pub(super) struct Job<'a> {
+    pub(super) s: &'a ConvShape,
+    pub(super) pass: Pass,
     /// Bytes of an element.
-    size: usize,
-    math: Math,
-    chip: Chip,
+    pub(super) size: usize,
+    pub(super) math: Math,
+    pub(super) chip: Chip,
 }
 
 /// How: the model's best.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Plan {
+pub(super) struct Plan {
     /// Output rows of a band.
-    rows: usize,
+    pub(super) rows: usize,
     /// Groups of a block: of 32 filters, or of 64 taps.
-    groups: usize,
+    pub(super) groups: usize,
     /// Blocks along grid.x, which take the bands, and along grid.y, which divide filters and taps.
-    blocks: usize,
-    splits: usize,
+    pub(super) blocks: usize,
+    pub(super) splits: usize,
     /// Clocks that the model expects.
-    time: f64,
+    pub(super) time: f64,
 }
 
 /// A plan for tests.
@@ -109,17 +109,17 @@ pub(crate) struct Force {
 
 /// How a band's image lies in shared memory.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Staged {
-    rows: usize,
-    columns: usize,
-    split: usize,
-    phases: usize,
+pub(super) struct Staged {
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    pub(super) split: usize,
+    pub(super) phases: usize,
     /// From one row, phase, column, channel to the next, in elements.
-    at: [usize; 4],
+    pub(super) at: [usize; 4],
     /// Bytes of the first plane; where the second one begins, if there is one; all bytes.
-    plane: usize,
-    second: usize,
-    bytes: usize,
+    pub(super) plane: usize,
+    pub(super) second: usize,
+    pub(super) bytes: usize,
 }
 
 impl Pass {
@@ -135,7 +135,7 @@ impl Pass {
 
 impl<'a> Job<'a> {
     /// `None` when this is not one for these kernels; `to` is the result.
-    fn new(s: &'a ConvShape, pass: Pass, to: &Array) -> Result<Option<Self>> {
+    pub(super) fn new(s: &'a ConvShape, pass: Pass, to: &Array) -> Result<Option<Self>> {
         let [n, o, oh, ow] = output(s);
         let product = |v: &[usize]| v.iter().fold(1usize, |p, &v| p.saturating_mul(v));
         let span = |axis: usize| s.kernel[axis].saturating_mul(s.dilation[axis]).saturating_add(s.stride[axis]);
@@ -166,7 +166,7 @@ impl<'a> Job<'a> {
     }
 
     /// Words of a kernel row, and steps of k: of all, or (dw) of a row of pixels.
-    fn steps(&self) -> (usize, usize) {
+    pub(super) fn steps(&self) -> (usize, usize) {
         let words = (self.s.kernel[1] * self.s.c).div_ceil(self.per());
         match self.pass {
             Pass::Weight(..) => (words, self.s.out_w().div_ceil(8 * self.per())),
@@ -175,12 +175,12 @@ impl<'a> Job<'a> {
     }
 
     /// Taps, with the bias where its gradient is wanted.
-    fn taps(&self) -> usize {
+    pub(super) fn taps(&self) -> usize {
         let s = self.s;
         s.c * s.kernel[0] * s.kernel[1] + usize::from(self.pass == Pass::Weight(self.pass.layout(), true))
     }
 
-    fn staged(&self, rows: usize) -> Staged {
+    pub(super) fn staged(&self, rows: usize) -> Staged {
         let s = self.s;
         let reach = [(s.kernel[0] - 1) * s.dilation[0], (s.kernel[1] - 1) * s.dilation[1]];
         let (rows, columns) = ((rows - 1) * s.stride[0] + reach[0] + 1, (s.out_w() - 1) * s.stride[1] + reach[1] + 1);
@@ -201,7 +201,7 @@ impl<'a> Job<'a> {
     }
 
     /// Bytes of shared memory.
-    fn shared(&self, rows: usize, groups: usize) -> usize {
+    pub(super) fn shared(&self, rows: usize, groups: usize) -> usize {
         let (_, steps) = self.steps();
         let bytes = self.staged(rows).bytes;
         match self.pass {
@@ -216,7 +216,7 @@ impl<'a> Job<'a> {
     }
 
     /// Groups of filters or taps, and how often the bands are gone through for them when a block has `groups`.
-    fn splits(&self, groups: usize) -> usize {
+    pub(super) fn splits(&self, groups: usize) -> usize {
         let s = self.s;
         let filters = s.o.div_ceil(FILTERS);
         match self.pass {
@@ -226,7 +226,7 @@ impl<'a> Job<'a> {
     }
 
     /// The groups that a block may have.
-    fn groups(&self) -> Vec<usize> {
+    pub(super) fn groups(&self) -> Vec<usize> {
         let s = self.s;
         let all = match self.pass {
             Pass::Weight(..) => self.taps().div_ceil(TAPS),
@@ -245,7 +245,7 @@ impl<'a> Job<'a> {
         WARPS / groups
     }
 
-    fn plan(&self, rows: usize, groups: usize) -> Option<Plan> {
+    pub(super) fn plan(&self, rows: usize, groups: usize) -> Option<Plan> {
         let s = self.s;
         let [n, o, oh, ow] = output(s);
         let shared = self.shared(rows, groups);
@@ -305,15 +305,20 @@ impl<'a> Job<'a> {
         if multiplications < SMALL {
             return None;
         }
-        let rows = (1..=self.s.out_h()).take(256);
-        let plans = rows.flat_map(|rows| self.groups().into_iter().filter_map(move |groups| self.plan(rows, groups)));
-        let best = plans.min_by(|a, b| a.time.total_cmp(&b.time));
+        let best = self.fastest();
         #[cfg(test)]
         best.iter().for_each(|_| super::stem_tests::reached());
         best
     }
 
-    fn sizes(&self, x: &Array, w: &[usize], plan: &Plan) -> Sizes {
+    /// The best by the model, however small the convolution is.
+    pub(super) fn fastest(&self) -> Option<Plan> {
+        let rows = (1..=self.s.out_h()).take(256);
+        let plans = rows.flat_map(|rows| self.groups().into_iter().filter_map(move |groups| self.plan(rows, groups)));
+        plans.min_by(|a, b| a.time.total_cmp(&b.time))
+    }
+
+    pub(super) fn sizes(&self, x: &Array, w: &[usize], plan: &Plan) -> Sizes {
         let (s, [n, o, oh, ow]) = (self.s, output(self.s));
         let (staged, (words, steps)) = (self.staged(plan.rows), self.steps());
         let int = |v: usize| v as i32;
@@ -349,7 +354,7 @@ impl<'a> Job<'a> {
         }
     }
 
-    fn defines(&self, dtype: DType) -> [(&'static str, Define); 3] {
+    pub(super) fn defines(&self, dtype: DType) -> [(&'static str, Define); 3] {
         let int = |v: usize| Define::Int(v as i64);
         [
             ("scalar_t", dtype.into()),

@@ -78,7 +78,7 @@ impl PoolOptions {
     /// # Errors
     /// [`Error::Shape`] when the plane is empty or the window exceeds the padded plane, [`Error::Invalid`] for a zero kernel or
     /// stride, and for padding that is not smaller than the window, which could then lie in it altogether.
-    fn plan(&self, op: &'static str, x: &[usize]) -> Result<(PoolShape, [usize; 4])> {
+    pub(crate) fn plan(&self, op: &'static str, x: &[usize]) -> Result<(PoolShape, [usize; 4])> {
         let (kernel, padding, stride) = (self.kernel, self.padding, self.stride.unwrap_or(self.kernel));
         let window = Window { kernel, stride, dilation: [1, 1], padding, ceil: self.ceil_mode };
         let [oh, ow] = window.output(op, x)?;

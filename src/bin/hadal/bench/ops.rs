@@ -36,6 +36,9 @@ enum Kind {
     BatchNormRelu,
     /// With a residual (the last input) and ReLU in the same pass.
     BatchNormAddRelu,
+    /// ResNet's first layers, as one op and as the ones that it replaces: shapes x, w, γ, β. Channels-last, whatever the others are.
+    StemBlock,
+    StemOps,
     MaxPool,
     AvgPool,
     GlobalAvgPool,
@@ -89,6 +92,14 @@ impl Case {
             Kind::BatchNorm => Ok(x.batch_norm(&t[1], &t[2], 1e-5)?.0),
             Kind::BatchNormRelu => Ok(x.batch_norm_relu(&t[1], &t[2], None, 1e-5)?.0),
             Kind::BatchNormAddRelu => Ok(x.batch_norm_relu(&t[1], &t[2], Some(&t[3]), 1e-5)?.0),
+            Kind::StemBlock => {
+                let conv = Conv2dOptions::new().stride(2).padding(3);
+                Ok(x.stem_block((&t[1], None), [&t[2], &t[3]], 1e-5, conv, PoolOptions::new(3).stride(2).padding(1))?.0)
+            }
+            Kind::StemOps => {
+                let c = x.conv2d(&t[1], None, Conv2dOptions::new().stride(2).padding(3))?;
+                c.batch_norm_relu(&t[2], &t[3], None, 1e-5)?.0.max_pool2d(PoolOptions::new(3).stride(2).padding(1))
+            }
             Kind::MaxPool => x.max_pool2d(PoolOptions::new([3, 3]).stride([2, 2]).padding([1, 1])),
             Kind::AvgPool => x.avg_pool2d(PoolOptions::new(2)),
             Kind::GlobalAvgPool => x.global_avg_pool2d(),
@@ -117,6 +128,7 @@ impl Case {
             Kind::AddBias | Kind::AvgPool | Kind::GlobalAvgPool | Kind::Dropout | Kind::SoftmaxCrossEntropy => 0.0,
             // A byte for each output, in elements of `size` bytes.
             Kind::MaxPool => count(y) as f64 / size,
+            Kind::StemBlock | Kind::StemOps => others as f64 + count(y) as f64 / size,
             Kind::Maximum => 2.0 * others as f64,
             _ if others == 0 => count(&self.shapes[0]) as f64,
             _ => others as f64,
@@ -134,6 +146,7 @@ impl Case {
             Kind::Dense => &[("dx", &[0]), ("dw, db", &[1, 2])],
             Kind::BatchNorm | Kind::BatchNormRelu => &[("dx, dγ, dβ", &[0, 1, 2])],
             Kind::BatchNormAddRelu => &[("dx, dγ, dβ, dr", &[0, 1, 2, 3])],
+            Kind::StemBlock | Kind::StemOps => &[("dw, dγ, dβ", &[1, 2, 3])],
             Kind::Add | Kind::Copy | Kind::Cast => &[],
             Kind::AddBias => &[("db", &[1])],
             Kind::Maximum => &[("da", &[0])],
@@ -175,6 +188,10 @@ pub fn table(o: &Options) -> Vec<Case> {
         let shapes: [&[usize]; 3] = [&[n, ci, h, h], &[co, ci, 3, 3], &[co, ci, 1, 1]];
         all.push(Case::new(format!("block entry {ci}-{co} {h}x{h} /2"), Kind::Entry(2), &shapes));
     }
+    // On a CPU one is the other.
+    let kinds = [("stem block", Kind::StemBlock), ("stem block, its ops in turn", Kind::StemOps)];
+    let shapes: [&[usize]; 4] = [&[n, 1, 96, 96], &[64, 1, 7, 7], &[64], &[64]];
+    all.extend(kinds.into_iter().filter(|_| o.ctx.is_gpu()).map(|(name, kind)| Case::new(name, kind, &shapes)));
     let (large, map, wide) = if o.quick {
         (64, [n, 8, 6, 6], [8, 32])
     } else if o.ctx.is_gpu() {
@@ -307,8 +324,9 @@ fn measure(case: &Case, numbers: Numbers, o: &Options) -> Result<Vec<Row>> {
             let x = Tensor::uniform(0.1, 1.0, shape, &o.ctx)?.cast(if labels { DType::I64 } else { dtype })?;
             // Scales and offsets stay in f32, as in training.
             let normal = matches!(case.kind, Kind::BatchNorm | Kind::BatchNormRelu | Kind::BatchNormAddRelu);
-            let x = if normal && (i == 1 || i == 2) { x.cast(DType::F32)? } else { x };
-            let last = o.channels_last && shape.len() == 4;
+            let stem = matches!(case.kind, Kind::StemBlock | Kind::StemOps);
+            let x = if (normal && (i == 1 || i == 2)) || (stem && i > 1) { x.cast(DType::F32)? } else { x };
+            let last = (o.channels_last || stem) && shape.len() == 4;
             let x = Tensor::new(x.array().to_layout(if last { Layout::ChannelsLast } else { Layout::RowMajor })?);
             Ok(if gradients.contains(&i) { x.attach_grad() } else { x })
         };
