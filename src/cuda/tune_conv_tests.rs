@@ -31,8 +31,9 @@ thread_local! {
 /// The kind of a convolution's way.
 fn kind(c: &[u32]) -> &'static str {
     match c {
-        [0, 0, 0, 0] => "otherwise",
-        [.., 0] => "halo",
+        [0, 0, 0, 0, 0] => "otherwise",
+        // Plans have at least one part.
+        [.., 0, _] => "halo",
         _ => "im2col",
     }
 }
