@@ -3,6 +3,7 @@
 
 mod axis;
 mod halo;
+mod halo_weight;
 mod images;
 mod six;
 mod tf32;

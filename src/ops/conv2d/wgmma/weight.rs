@@ -9,7 +9,7 @@ use super::{
     Phase, Sizes,
     axis::{Axis, plane, taps},
     each_last, ends,
-    halo::HaloWeight,
+    halo_weight::HaloWeight,
     im2col, is_plain_3x3, last, takes,
     way::{Problem, Way, is_final},
 };
