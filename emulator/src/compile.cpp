@@ -129,6 +129,15 @@ static const std::string& environment() {
     return e;
 }
 
+// Writes a file of the cache beside its place and moves it there: others may be writing the same one.
+static void keep(const std::string& path, const std::string& data) {
+    std::string temp = path + ".XXXXXX";
+    int fd = mkstemp(&temp[0]);
+    if (fd < 0) return;
+    close(fd);
+    if (!write_file(temp, data) || rename(temp.c_str(), path.c_str())) unlink(temp.c_str());
+}
+
 // Runs a command; what it says on stdout and stderr goes to `said`.
 static int run(const std::vector<std::string>& command, std::string* said, const std::string& out_path = "") {
     int fds[2];
@@ -172,10 +181,10 @@ static int run(const std::vector<std::string>& command, std::string* said, const
 namespace {
 struct TempDir {
     std::string path;
-    TempDir() {
-        static std::atomic<unsigned> serial{0};
-        path = cache_dir() + "/tmp-" + std::to_string(getpid()) + "-" + std::to_string(serial++);
-        make_dirs(path);
+    // Both libraries of a process compile, each with statics of its own: the name is the system's to choose.
+    TempDir() : path(cache_dir() + "/tmp-XXXXXX") {
+        make_dirs(cache_dir());
+        if (!mkdtemp(&path[0])) path = cache_dir() + "/tmp-none";
     }
     ~TempDir() {
         std::string said;
@@ -309,8 +318,7 @@ bool object_of(const std::string& given, std::string* object, std::string* why) 
     std::string path = cache_dir() + "/" + name_of(environment() + source + flags + (instrumented() ? "instrumented" : "")) + ".object";
     if (read_file(path, object)) return true;
     if (!make_object(source, flags, object, why)) return false;
-    std::string temp = path + "." + std::to_string(getpid());
-    if (write_file(temp, *object)) rename(temp.c_str(), path.c_str());
+    keep(path, *object);
     return true;
 }
 
@@ -420,8 +428,7 @@ Result compile(const Source& s) {
     }
     r.log = as_nvrtc(said);
     r.image = make_image(source, flags, object, real ? arch : 0);
-    std::string temp = path + "." + std::to_string(getpid());
-    if (write_file(temp, r.image)) rename(temp.c_str(), path.c_str());
+    keep(path, r.image);
     r.ok = true;
     return r;
 }
