@@ -63,7 +63,9 @@ if [ -n "$benches" ] && [ ${#only[@]} -eq 0 ]; then
     if python3 -c 'import torch' 2>/dev/null; then
         run "beside PyTorch" "$here/peers/compare" step --hadal "$here/bin/hadal" --context gpu --dtypes f32,tf32,bf16,f16 \
             --channels-last --graph --log "$out/steps.jsonl"
-        cat "$out/logs/beside-PyTorch.log"
+        run "ops beside PyTorch" "$here/peers/compare" ops --hadal "$here/bin/hadal" --context gpu --dtypes f32,tf32,bf16,f16 \
+            --channels-last --log "$out/ops.jsonl"
+        cat "$out/logs/beside-PyTorch.log" "$out/logs/ops-beside-PyTorch.log"
     fi
     grep -h -A 1 'time:' "$out/logs/bench-ops.log"
     cat "$out/logs/bench-training.log" "$out/logs/bench-first-steps.log" "$out/logs/bench-kernels.log"

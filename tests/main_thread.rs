@@ -26,6 +26,6 @@ fn main() -> Result<()> {
     assert_eq!(here.0, Some(0), "the main thread is no worker");
     assert_eq!(there.0, None, "another thread is a worker");
     assert_eq!(here.2.to_bits(), there.2.to_bits());
-    println!("test the_main_thread_is_a_worker_of_its_own_pool ... ok\n\ntest result: ok. 1 passed; 0 failed");
+    println!("test the_main_thread_is_a_worker_of_its_own_pool ... ok\n\ntest result: ok. 1 passed; 0 failed; 0 ignored");
     Ok(())
 }
