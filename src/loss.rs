@@ -90,10 +90,10 @@ macro_rules! pair_loss {
                 self
             }
 
-            /// Losses (N) of predictions (N, …) and labels of as many elements.
+            /// Losses (N) of predictions (N, …) and labels of as many samples and elements.
             ///
             /// # Errors
-            /// When the numbers of elements or the dtypes differ.
+            /// When the numbers of samples or elements or the dtypes differ.
             pub fn forward(&self, pred: &Tensor, label: &Tensor) -> Result<Tensor> {
                 apply1(self.0, &[pred, label])
             }

@@ -1,8 +1,11 @@
 //! [`Tensor`]: an [`Array`] and its place on the tape. The operations are methods that stand beside their op in `ops/`.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError, RwLock,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use crate::{
@@ -296,6 +299,12 @@ impl Tensor {
 
     pub(crate) fn id(&self) -> u64 {
         self.0.id
+    }
+
+    /// Each of `tensors` once, in the order of their first places.
+    pub(crate) fn distinct(tensors: &[Tensor]) -> Vec<&Tensor> {
+        let mut seen = HashSet::new();
+        tensors.iter().filter(|t| seen.insert(t.id())).collect()
     }
 
     /// Where a gradient of this tensor would go; `None` when nothing wants it.

@@ -11,10 +11,11 @@ use std::{
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::{
-    Array, Context, DType, Result, Tensor, Trainer, autograd,
+    Array, Context, DType, Error, Result, Tensor, Trainer, autograd,
     data::{DataLoader, Position},
     loss::SoftmaxCrossEntropy,
     nn::{Block, Forward},
+    optim,
 };
 
 /// What one epoch brought.
@@ -22,9 +23,9 @@ use crate::{
 pub struct EpochReport {
     /// Counted from 1.
     pub epoch: usize,
-    /// Mean training loss over the epoch's samples, each with the weights before its step.
+    /// Mean of the training losses that the epoch's batches gave, each with the weights before its step.
     pub loss: f64,
-    /// Training accuracy, likewise.
+    /// Share of right predictions among those that were made in training, likewise.
     pub train_accuracy: f64,
     /// Accuracy on the test set after the epoch.
     pub test_accuracy: f64,
@@ -45,46 +46,91 @@ impl fmt::Display for EpochReport {
     }
 }
 
-/// A sum kept on the device in double precision.
-struct Sum(Array);
+/// A mean over what was seen: the sum on the device in double precision, and the host's count of what went into it.
+struct Mean {
+    sum: Array,
+    count: usize,
+}
 
-impl Sum {
+impl Mean {
     fn new(ctx: &Context) -> Result<Self> {
-        Array::zeros(&[], DType::F64, ctx).map(Sum)
+        Ok(Mean { sum: Array::zeros(&[], DType::F64, ctx)?, count: 0 })
     }
 
-    fn add(&mut self, x: &Tensor) -> Result<()> {
-        self.0.add_assign(&x.detach().cast(DType::F64)?.sum(&[])?.array())
+    /// Adds the elements of `x`, which stand for `count` things.
+    fn add(&mut self, x: &Tensor, count: usize) -> Result<()> {
+        self.sum.add_assign(&x.detach().cast(DType::F64)?.sum(&[])?.array())?;
+        self.count += count;
+        Ok(())
     }
 
+    /// Waits for the device; NaN where nothing was seen.
     fn read(&self) -> Result<f64> {
-        self.0.item()
+        Ok(self.sum.item()? / self.count as f64)
     }
 }
 
 /// How many predictions are right, as a tensor on the device: Σ [argmax logits = label].
+///
+/// Of logits (N, …, C) it takes what [`SoftmaxCrossEntropy`] takes: class numbers (N, …) or (N, …, 1), or distributions (N, …, C),
+/// whose largest element is the label. Nothing is broadcast.
+///
+/// ```
+/// use hadal::{Tensor, cpu, train::correct};
+/// let logits = Tensor::from_vec(vec![0f32, 1., 2., 0., 0., 3.], &[3, 2], &cpu())?;
+/// let labels = Tensor::from_vec(vec![1i64, 0, 0], &[3, 1], &cpu())?;
+/// assert_eq!(correct(&logits, &labels)?.item()?, 2.0);
+/// # Ok::<(), hadal::Error>(())
+/// ```
+///
+/// # Errors
+/// [`Error::Shape`] for labels of another shape.
 pub fn correct(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
-    logits.detach().argmax(-1)?.eq(&labels.cast(DType::I64)?)?.cast(DType::F64)?.sum(&[])
+    Ok(score(logits, labels)?.0)
+}
+
+/// [`correct`], and how many predictions there were.
+fn score(logits: &Tensor, labels: &Tensor) -> Result<(Tensor, usize)> {
+    let (shape, predicted) = (logits.shape(), logits.detach().argmax(-1)?);
+    let one = predicted.shape();
+    let labels = match labels.detach() {
+        labels if labels.shape() == one || labels.shape() == [&one[..], &[1]].concat() => {
+            Tensor::new(labels.array().reshape(&one)?)
+        }
+        labels if labels.shape() == shape => labels.argmax(-1)?,
+        labels => {
+            let reason = "labels have the logits' shape without the last axis, that of the classes, or with 1 there, or the whole \
+                          of it as distributions";
+            return Err(Error::shape("correct", reason, &[&shape, &labels.shape()]));
+        }
+    };
+    // A label of 1.5 is no class, so floats are not rounded to one.
+    let dtype = if labels.dtype().is_float() { DType::F64 } else { DType::I64 };
+    let right = predicted.cast(dtype)?.eq(&labels.cast(dtype)?)?;
+    Ok((right.cast(DType::F64)?.sum(&[])?, predicted.size()))
 }
 
 /// The share of right predictions over an epoch of `data`, with running statistics and without dropout.
 ///
+/// It is the share of the predictions that were made: samples which the loader leaves out do not count. NaN where it leaves out all.
+///
 /// # Errors
-/// Those of the forward pass and of reading the data.
+/// Those of the forward pass, of [`correct`] and of reading the data.
 pub fn evaluate_accuracy(net: &impl Forward, data: &DataLoader) -> Result<f64> {
     evaluate_with(|x| net.forward(x), data)
 }
 
 /// [`evaluate_accuracy`] for a function.
 pub fn evaluate_with(net: impl Fn(&Tensor) -> Result<Tensor>, data: &DataLoader) -> Result<f64> {
-    let mut right = Sum::new(&data.context())?;
+    let mut accuracy = Mean::new(&data.context())?;
     autograd::pause(|| {
         data.epoch(0)?.try_for_each(|batch| {
             let (x, y) = batch?;
-            right.add(&correct(&net(&x)?, &y)?)
+            let (right, of) = score(&net(&x)?, &y)?;
+            accuracy.add(&right, of)
         })
     })?;
-    Ok(right.read()? / data.samples().max(1) as f64)
+    accuracy.read()
 }
 
 /// A training run beyond the book's arguments.
@@ -212,13 +258,21 @@ pub fn train_ch3(
     Ok(reports)
 }
 
-/// The book's minibatch stochastic gradient descent: w ← w − lr · dw / batch size for each parameter.
+/// The book's minibatch stochastic gradient descent: w ← w − lr · dw / batch size for each parameter, once for one that is listed
+/// twice.
+///
+/// # Errors
+/// [`Error::Invalid`] for a learning rate that is negative or not finite and for a batch size of 0, [`Error::Autograd`] for a tensor
+/// without `attach_grad`; then nothing has been changed.
 pub fn sgd(params: &[Tensor], lr: f64, batch_size: usize) -> Result<()> {
-    for p in params {
-        let step = p.grad()?.affine(-lr / batch_size.max(1) as f64, 0.0)?;
-        p.update(|w| w.add_assign(&step.array()))?;
+    if batch_size == 0 {
+        return Err(Error::invalid("sgd", "a batch size of 0"));
     }
-    Ok(())
+    optim::at_least_0("sgd", "the learning rate", lr)?;
+    let params = Tensor::distinct(params);
+    let step = |p: &&Tensor| p.grad()?.affine(-lr / batch_size as f64, 0.0);
+    let steps = params.iter().map(step).collect::<Result<Vec<_>>>()?;
+    params.iter().zip(&steps).try_for_each(|(p, step)| p.update(|w| w.add_assign(&step.array())))
 }
 
 /// How an epoch ended.
@@ -240,7 +294,7 @@ fn run_epoch(
     options: &RunOptions<'_>,
 ) -> Result<Ended> {
     let start = Instant::now();
-    let (mut loss_sum, mut right, mut samples) = (Sum::new(&train.context())?, Sum::new(&train.context())?, 0);
+    let (mut losses, mut accuracy, mut samples) = (Mean::new(&train.context())?, Mean::new(&train.context())?, 0);
     let epoch = at.epoch as usize + 1;
     let skipped = at.batch.saturating_mul(train.batch_size());
     let bar = progress(train.samples().saturating_sub(skipped), epoch, options.quiet);
@@ -253,8 +307,9 @@ fn run_epoch(
             Ok((logits, l))
         })?;
         step(&l, train.batch_size())?;
-        loss_sum.add(&l)?;
-        right.add(&correct(&logits, &y)?)?;
+        losses.add(&l, l.size())?;
+        let (right, of) = score(&logits, &y)?;
+        accuracy.add(&right, of)?;
         samples += x.len();
         next.batch += 1;
         bar.inc(x.len() as u64);
@@ -265,8 +320,7 @@ fn run_epoch(
         }
     }
     bar.finish_and_clear();
-    let n = samples.max(1) as f64;
-    let (loss, train_accuracy) = (loss_sum.read()? / n, right.read()? / n);
+    let (loss, train_accuracy) = (losses.read()?, accuracy.read()?);
     let test_accuracy = evaluate_with(net, test)?;
     let seconds = start.elapsed().as_secs_f64();
     Ok(Ended::Epoch(EpochReport { epoch, loss, train_accuracy, test_accuracy, seconds, samples }))

@@ -26,7 +26,8 @@ use PairLossKind::*;
 
 /// ℓ_b = weight · mean f(x, z) over the elements of sample b: shape (N) from (N, …).
 ///
-/// The label has as many elements as the prediction; where the shapes differ it is read in the prediction's, as Gluon does.
+/// The label has as many elements as the prediction, and as many samples; where the shapes differ it is read in the prediction's, as
+/// Gluon does.
 /// Both have one float dtype; the losses are f32, of f64 f64. Sums are taken in f64 on the CPU and f32 at least on the GPU.
 /// dx = dy_b · weight/m · ∂f/∂x and dz = dy_b · weight/m · ∂f/∂z, m the elements of a sample.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -105,6 +106,12 @@ impl Op for PairLoss {
         let [x, z] = x else { return Err(Error::invalid(self.name(), "a prediction and a label are needed")) };
         if x.len() != z.len() {
             return Err(Error::shape(self.name(), "a label needs as many elements as the prediction", &[x.shape(), z.shape()]));
+        }
+        // (N, 1) against (N) is the same data; (2, 3) against (3, 2) would compare elements of different samples.
+        let wide = |a: &Array| a.shape().iter().copied().filter(|&n| n != 1).collect::<Vec<_>>();
+        if x.shape().first() != z.shape().first() && wide(x) != wide(z) {
+            let reason = "a label needs as many samples as the prediction (extents of the first axis)";
+            return Err(Error::shape(self.name(), reason, &[x.shape(), z.shape()]));
         }
         if !x.dtype().is_float() || x.dtype() != z.dtype() {
             let (dtype, hint) = (z.dtype(), "prediction and label need the same float type; use `cast`");

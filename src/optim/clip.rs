@@ -32,11 +32,13 @@ pub fn clip_global_norm(arrays: &mut [Array], max_norm: f64) -> Result<Array> {
     Ok(norm)
 }
 
-/// [`clip_global_norm`] of the gradients of `params`; those without a gradient count as 0. Gives the norm as a tensor.
+/// [`clip_global_norm`] of the gradients of `params`; those without a gradient count as 0, one that is listed twice counts once.
+/// Gives the norm as a tensor.
 ///
 /// # Errors
 /// [`Error::Autograd`] for a tensor without `attach_grad`, else as [`clip_global_norm`].
 pub fn clip_grad_norm(params: &[Tensor], max_norm: f64) -> Result<Tensor> {
+    let params = Tensor::distinct(params);
     let grads = params.iter().map(|p| p.grad().map(|g| g.array())).collect::<Result<Vec<_>>>()?;
     let norm = global_norm(&grads, max_norm)?;
     drop(grads);

@@ -173,6 +173,14 @@ fn check(op: &'static str, w: &Array, grad: &Array) -> Result<()> {
     w.context().same(op, &grad.context())
 }
 
+/// Errs unless `value` is finite and at least 0; `what` is its name in the error.
+pub(crate) fn at_least_0(op: &'static str, what: &str, value: f64) -> Result<()> {
+    if value.is_finite() && value >= 0.0 {
+        return Ok(());
+    }
+    Err(Error::invalid(op, format!("{what} is {value}, it has to be finite and at least 0")))
+}
+
 /// Errs where an index comes twice.
 fn distinct(op: &'static str, updates: &[Update]) -> Result<()> {
     let mut indices = BTreeSet::new();
