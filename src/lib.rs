@@ -21,6 +21,10 @@
 #![warn(missing_docs)]
 #![deny(unsafe_code)]
 
+#[macro_use]
+#[doc(hidden)]
+pub mod output;
+
 mod array;
 pub mod autograd;
 pub mod check;
@@ -33,6 +37,7 @@ mod display;
 mod doctor;
 mod dtype;
 mod error;
+pub mod files;
 pub mod init;
 pub mod loss;
 pub mod models;

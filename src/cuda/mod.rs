@@ -12,6 +12,7 @@ mod cache;
 pub(crate) mod capture;
 mod device;
 mod graph;
+mod kept;
 mod kernel;
 mod launch;
 mod memory;

@@ -13,7 +13,7 @@ use cudarc::driver::{result, sys};
 use super::{
     cache,
     device::{Device, words},
-    nvrtc,
+    kept, nvrtc,
     source::{Define, Source, options},
 };
 use crate::{Context, Error, Result};
@@ -172,7 +172,7 @@ impl Program {
         let options = options(&self.defines);
         let target = compiler.target(&device.arch(), device.capability);
         let version = format!("nvrtc {:?} on {}", compiler.version, device.name);
-        let key = cache::key(&[source, &options.join(" "), &target, &version]);
+        let key = kept::key(&[source, &options.join(" "), &target, &version]);
         if let Some(module) = cache::read(&key).and_then(|image| device.load_image(&image).ok()) {
             return Ok(module);
         }

@@ -13,8 +13,6 @@
 
 use std::{
     cell::Cell,
-    collections::{BTreeMap, HashMap},
-    fmt::Write as _,
     fs::{self, File},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
@@ -23,11 +21,17 @@ use std::{
 
 use cudarc::driver::sys;
 
-use super::{KERNELS, cache, capture, device::Device, nvrtc};
-use crate::{Error, Result};
+pub(crate) use super::kept::Choice;
+use super::{
+    KERNELS, cache, capture,
+    device::Device,
+    kept::{self, Table},
+    nvrtc,
+};
+use crate::{Error, Result, files};
 
-/// A candidate in the family's own numbers, such as tile, stages and parts.
-pub(crate) type Choice = [u32; 5];
+/// A file of choices that is longer than this is none of ours.
+const MOST_BYTES: u64 = 16 << 20;
 
 /// What is to be computed: a family of kernels, and all that its time depends on.
 pub(crate) struct Problem<'a> {
@@ -77,9 +81,6 @@ fn mode() -> Result<Mode> {
 pub(crate) fn is_off() -> Result<bool> {
     Ok(mode()? == Mode::Off || BUSY.get())
 }
-
-/// Winners by family and shape.
-type Table = HashMap<String, BTreeMap<Vec<usize>, Choice>>;
 
 /// What the process knows of a device.
 #[derive(Default)]
@@ -179,7 +180,7 @@ impl Problem<'_> {
         static KERNELS_DIGEST: OnceLock<String> = OnceLock::new();
         let kernels = KERNELS_DIGEST.get_or_init(|| {
             let parts: Vec<&str> = KERNELS.iter().flat_map(|(name, text)| [*name, *text]).collect();
-            cache::key(&parts)[..16].to_owned()
+            kept::key(&parts)[..16].to_owned()
         });
         let d = self.device;
         let nvrtc = nvrtc::compiler().map_or((0, 0), |c| c.version);
@@ -194,13 +195,13 @@ impl Problem<'_> {
             nvrtc.0,
             nvrtc.1
         );
-        Some((cache::folder("tuned")?.join(format!("{}.tsv", &cache::key(&[&title])[..16])), title))
+        Some((cache::folder("tuned")?.join(format!("{}.tsv", &kept::key(&[&title])[..16])), title))
     }
 
     /// What the file holds; nothing when there is none, or it is damaged.
     fn read(&self) -> Table {
-        let text = self.file().and_then(|(path, _)| fs::read_to_string(path).ok());
-        text.and_then(|t| parse(&t)).unwrap_or_default()
+        let bytes = self.file().and_then(|(path, _)| files::read(&path, MOST_BYTES).ok());
+        bytes.and_then(|b| kept::parse(std::str::from_utf8(&b).ok()?)).unwrap_or_default()
     }
 
     /// What the file says now, if it is one of the candidates.
@@ -223,38 +224,7 @@ impl Problem<'_> {
             return c;
         }
         table.entry(self.family.to_owned()).or_default().insert(self.shape.to_vec(), winner);
-        cache::put(&path, &[print(&title, &table).as_bytes()]);
+        let _ = files::write(&path, kept::print(&title, &table).as_bytes());
         winner
     }
-}
-
-/// The lines of a file; `None` when it does not add up.
-fn parse(text: &str) -> Option<Table> {
-    let (lines, sum) = text.trim_end().rsplit_once('\n')?;
-    if sum.strip_prefix("# sum ")? != cache::key(&[lines]) {
-        return None;
-    }
-    let mut table = Table::new();
-    for line in lines.lines().filter(|l| !l.starts_with('#')) {
-        let mut fields = line.split('\t');
-        let (family, shape, choice) = (fields.next()?, fields.next()?, fields.next()?);
-        let shape = shape.split(' ').map(str::parse).collect::<Result<Vec<usize>, _>>().ok()?;
-        let choice = choice.split(' ').map(str::parse).collect::<Result<Vec<u32>, _>>().ok()?;
-        table.entry(family.to_owned()).or_default().insert(shape, choice.try_into().ok()?);
-    }
-    Some(table)
-}
-
-fn print(title: &str, table: &Table) -> String {
-    fn words<T: ToString>(v: &[T]) -> String {
-        v.iter().map(T::to_string).collect::<Vec<_>>().join(" ")
-    }
-    let mut lines = title.to_owned();
-    for (family, shapes) in table.iter().collect::<BTreeMap<_, _>>() {
-        for (shape, choice) in shapes {
-            let _ = write!(lines, "\n{family}\t{}\t{}", words(shape), words(choice));
-        }
-    }
-    let sum = cache::key(&[&lines]);
-    format!("{lines}\n# sum {sum}\n")
 }

@@ -4,14 +4,14 @@
 //! `count * rows * cols` pixels; for labels the magic number 2049, the count and `count` labels. Whether a file is
 //! compressed is told by its first two bytes (`1f 8b`), not by its name.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use flate2::bufread::MultiGzDecoder;
 
 use crate::error::{Error, Result};
+use crate::files;
 
 /// The number at the start of an idx file of images.
 pub const IMAGES_MAGIC: u32 = 2051;
@@ -19,9 +19,12 @@ pub const IMAGES_MAGIC: u32 = 2051;
 /// The number at the start of an idx file of labels.
 pub const LABELS_MAGIC: u32 = 2049;
 
-/// Deflate cannot shrink data further than this (1032:1), so a header that declares more than its file can hold is
-/// refused before anything is allocated.
-const MAX_DEFLATE_RATIO: u64 = 1032;
+/// What a compressed file may unpack to, in times its own size. Photographs reach 5 and deflate 1032, so what is beyond is a bomb, or
+/// can be unpacked first.
+const MAX_RATIO: u64 = 64;
+
+/// What a compressed file of any size may unpack to, such as labels that are all the same.
+const ALWAYS: u64 = 1 << 16;
 
 /// Grey images of one size, as an idx file holds them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -154,13 +157,8 @@ fn fields<const N: usize>(head: &[u8]) -> [u32; N] {
 }
 
 fn open(path: &Path) -> Result<(BufReader<File>, u64)> {
-    let io = |source| Error::Io { path: path.to_path_buf(), source };
-    let file = File::open(path).map_err(io)?;
-    let meta = file.metadata().map_err(io)?;
-    if !meta.is_file() {
-        return Err(data(&path.display().to_string(), "not a file".into()));
-    }
-    Ok((BufReader::with_capacity(1 << 16, file), meta.len()))
+    let (file, len) = files::open(path)?;
+    Ok((BufReader::with_capacity(1 << 16, file), len))
 }
 
 /// Reads a header of `H` bytes and the bytes that it declares; `stored` is the size of the (compressed) file.
@@ -170,18 +168,17 @@ fn decode<const H: usize>(name: &str, mut reader: impl BufRead, stored: u64, mag
         return Err(data(name, format!("empty file; an idx header of {H} bytes expected")));
     }
     if start.starts_with(&[0x1f, 0x8b]) {
-        let most = stored.saturating_mul(MAX_DEFLATE_RATIO);
-        decode_raw(name, MultiGzDecoder::new(reader), most, true, magic)
+        decode_raw(name, MultiGzDecoder::new(reader), stored, true, magic)
     } else {
         decode_raw(name, reader, stored, false, magic)
     }
 }
 
-/// `most` is what the rest can hold at most: for a plain file its size, for a compressed one what deflate allows.
+/// `stored` is the size of the file, compressed or not.
 fn decode_raw<const H: usize>(
     name: &str,
     mut reader: impl Read,
-    most: u64,
+    stored: u64,
     gzip: bool,
     magic: u32,
 ) -> Result<([u8; H], Vec<u8>)> {
@@ -221,19 +218,26 @@ fn decode_raw<const H: usize>(
     let (Some(body), Some(total)) = (body, total) else {
         return Err(data(name, format!("the header's sizes {:?} are too large", dims.get(..used).unwrap_or_default())));
     };
-    if gzip && total > most {
-        let reason = format!("{total} bytes expected by its header, but a file of this size holds at most {most}");
+    if gzip && total > stored.saturating_mul(MAX_RATIO).saturating_add(ALWAYS) {
+        let reason = format!(
+            "{total} bytes expected by its header, over {MAX_RATIO} times the file's {stored}; if that is meant, unpack it first"
+        );
         return Err(data(name, reason));
     }
-    if !gzip && total != most {
-        return Err(if total > most { short(total, most) } else { long(name, total, &(most - total).to_string()) });
+    if !gzip && total != stored {
+        return Err(if total > stored { short(total, stored) } else { long(name, total, &(stored - total).to_string()) });
     }
 
-    // The buffer grows as bytes arrive, so a header that lies costs no more than twice what the file really holds.
-    let mut bytes = Vec::new();
-    let ask = body.min(most / MAX_DEFLATE_RATIO * 16).max(body.min(1 << 16));
-    let _ = bytes.try_reserve_exact(usize::try_from(ask).unwrap_or(0));
-    let read = reader.by_ref().take(body).read_to_end(&mut bytes);
+    // All at once only when a fair part has come, so that a header that lies costs little.
+    let mut bytes = files::room(body.min(stored.saturating_mul(8).saturating_add(ALWAYS)))?;
+    let mut read = reader.by_ref().take(bytes.capacity() as u64).read_to_end(&mut bytes);
+    if read.is_ok() && bytes.len() == bytes.capacity() && (bytes.len() as u64) < body {
+        let rest = body - bytes.len() as u64;
+        let mut all: Vec<u8> = files::room(body)?;
+        all.append(&mut bytes);
+        bytes = all;
+        read = reader.by_ref().take(rest).read_to_end(&mut bytes);
+    }
     let have = (H + bytes.len()) as u64;
     read.map_err(|e| failed(e, total, have))?;
     if have < total {
@@ -261,7 +265,7 @@ fn write(path: &Path, header: &[u32], body: &[u8]) -> Result<()> {
     let mut head = Vec::with_capacity(header.len() * 4);
     header.iter().for_each(|field| head.extend(field.to_be_bytes()));
     let gzip = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gz"));
-    write_beside(path, |file| {
+    files::write_with(path, |file| {
         if gzip {
             let mut encoder = flate2::write::GzEncoder::new(file, flate2::Compression::best());
             encoder.write_all(&head)?;
@@ -271,24 +275,6 @@ fn write(path: &Path, header: &[u32], body: &[u8]) -> Result<()> {
             file.write_all(&head)?;
             file.write_all(body)
         }
-    })
-}
-
-/// Writes through `fill` to a file beside `path` and then moves it there, so that nobody sees half a file.
-fn write_beside(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let number = COUNT.fetch_add(1, Ordering::Relaxed);
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".{}-{number}.tmp", std::process::id()));
-    let beside = path.with_file_name(name);
-    let written = File::create(&beside).and_then(|mut file| {
-        fill(&mut file)?;
-        file.sync_all()?;
-        fs::rename(&beside, path)
-    });
-    written.map_err(|source| {
-        let _ = fs::remove_file(&beside);
-        Error::Io { path: path.to_path_buf(), source }
     })
 }
 
@@ -310,6 +296,8 @@ fn io_error(name: &str, source: io::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn header(fields: &[u32]) -> Vec<u8> {

@@ -9,15 +9,16 @@ use std::{
 
 use flate2::{Compression, write::GzEncoder};
 use hadal::{
-    Error, cpu,
+    Error, Trainer, cpu,
     data::idx,
     init,
     nn::{self, Block, Dense, Sequential},
+    optim::Sgd,
 };
 
 use crate::{
     cases::{self, Rng},
-    memory,
+    kept, memory,
 };
 
 /// What a reader may take for a file of so many bytes: a hundred times as much, and its own buffers for the smallest ones.
@@ -213,4 +214,60 @@ fn lie(rng: &mut Rng, json: &str) -> String {
         }
         _ => json.replacen('{', &format!("{{\"__metadata__\":{{\"a\":\"{}\"}},", "b".repeat(deep)), 1),
     }
+}
+
+/// A file that says of itself that it is large, and takes no room on the disk: whoever would read it whole would take 3 GiB.
+#[test]
+fn long_files_are_refused_unread() {
+    let folder = Scratch::new("long");
+    let path = folder.0.join("file");
+    let gzip = gz(&images());
+    for start in [&images()[..], &labels(), &gzip, &[0; 8], &[0x10, 0, 0, 0, 0, 0, 0, 0, b'{', b'}']] {
+        fs::write(&path, start).unwrap();
+        fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(3 << 30).unwrap();
+        let (_, most) = memory::peak(|| {
+            assert!(named(idx::read_images(&path), "file").is_none());
+            assert!(named(idx::read_labels(&path), "file").is_none());
+            assert!(named(nn::metadata(&path), "file").is_none());
+            assert!(named(net().load(&path, &cpu()), "file").is_none());
+            let mut trainer = Trainer::new(net().parameters(), Sgd::new(0.1).momentum(0.9));
+            assert!(named(trainer.load_states(&path), "file").is_none());
+        });
+        assert!(most < 4 << 20, "{most} bytes");
+    }
+}
+
+#[test]
+fn kernel_cache_files() {
+    let mut rng = Rng::new(1);
+    let image: Vec<u8> = (0..3000).map(|_| rng.next() as u8).collect();
+    let good = kept::with_sum(&image);
+    assert_eq!(kept::image(&good), Some(&image[..]));
+    cases::run("kernel_cache_files", 20_000, |rng| {
+        let bytes = damage(rng, &good);
+        let read = bounded(bytes.len(), || kept::image(&bytes));
+        assert!(read.is_none() || bytes == good, "a damaged image was taken");
+    });
+}
+
+#[test]
+fn tuner_files() {
+    let mut table = kept::Table::new();
+    for (family, n) in [("mma product", 3), ("wgmma fprop", 9), ("halo", 1)] {
+        let shapes = table.entry(family.to_owned()).or_default();
+        shapes.extend((0..n).map(|i| (vec![256, i, 64, 3], [1, 2, i as u32, 4, 5])));
+    }
+    let good = kept::print("# a title", &table);
+    assert!(kept::parse(&good).as_ref() == Some(&table));
+    cases::run("tuner_files", 20_000, |rng| {
+        let bytes = damage(rng, good.as_bytes());
+        let text = String::from_utf8_lossy(&bytes);
+        // As it is, its sum is wrong; with a sum that is right the lines have to be read.
+        let lines = text.rsplit_once("\n# sum").map_or(&text[..], |(lines, _)| lines);
+        let summed = format!("{lines}\n# sum {}\n", kept::key(&[lines]));
+        bounded(text.len(), || assert!(kept::parse(&text).is_none_or(|t| t == table), "damage was taken"));
+        if let Some(read) = bounded(summed.len(), || kept::parse(&summed)) {
+            assert!(kept::parse(&kept::print("# a title", &read)) == Some(read));
+        }
+    });
 }

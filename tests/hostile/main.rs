@@ -5,4 +5,7 @@
 
 mod cases;
 mod files;
+#[path = "../../src/cuda/kept.rs"]
+mod kept;
+mod kill;
 mod memory;
