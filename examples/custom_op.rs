@@ -11,7 +11,7 @@ use hadal::{
     loss::L2,
     nn::{self, Block, Forward},
     optim::Sgd,
-    try_gpu,
+    println, try_gpu,
 };
 
 /// Compiled at the first launch for the device and dtype at hand; hadal's `common.cuh` is found without a path.

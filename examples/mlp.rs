@@ -1,6 +1,6 @@
 //! The book's multilayer perceptron with dropout, in the README's 25 lines.
 
-use hadal::{Result, Trainer, autograd, data, init, loss::SoftmaxCrossEntropy, nn, optim::Sgd, try_gpu};
+use hadal::{Result, Trainer, autograd, data, init, loss::SoftmaxCrossEntropy, nn, optim::Sgd, println, try_gpu};
 
 fn main() -> Result<()> {
     let ctx = try_gpu(0);

@@ -2,13 +2,16 @@
 //!
 //! Losses and accuracies add up on the device; the host waits for it once an epoch, when a line is printed.
 
+mod progress;
+
 use std::{
     fmt,
     sync::atomic::{AtomicBool, Ordering},
     time::Instant,
 };
 
-use indicatif::{ProgressBar, ProgressStyle};
+use progress::Pace;
+pub use progress::{Progress, spoken};
 
 use crate::{
     Array, Context, DType, Error, Result, Tensor, Trainer, autograd,
@@ -140,9 +143,14 @@ pub struct RunOptions<'a> {
     pub start: Position,
     /// Set by somebody else (a Ctrl-C handler, say) to end after the current batch.
     pub stop: Option<&'a AtomicBool>,
+    /// Called after each batch, with how far the run is: to save a checkpoint, say. An error ends the run.
+    pub after_batch: Option<&'a AfterBatch<'a>>,
     /// Prints nothing.
     pub quiet: bool,
 }
+
+/// Called after each batch of a run.
+pub type AfterBatch<'a> = dyn Fn(&Progress<'_>) -> Result<()> + 'a;
 
 impl RunOptions<'_> {
     fn stopped(&self) -> bool {
@@ -162,7 +170,8 @@ pub struct Run {
 /// The book's training loop for convolutional nets: softmax cross-entropy, one line an epoch.
 ///
 /// Each step differentiates the batch's summed loss (times the trainer's loss scale, if it has one) and divides by the nominal
-/// batch size, also for a smaller last batch. Prints `training on gpu(0)` first. On a terminal a bar shows images/s and the time left.
+/// batch size, also for a smaller last batch. Prints `training on gpu(0)` first. On a terminal a bar shows the loss, images/s and the time
+/// that the whole run will still take (feature `progress`).
 ///
 /// # Errors
 /// Those of the layers, with the layer's path.
@@ -193,18 +202,13 @@ pub fn train_run(
     let forward = |x: &Tensor| net.forward(x);
     let criterion = |p: &Tensor, y: &Tensor| loss.forward(p, y);
     let mut run = Run { epochs: Vec::new(), end: options.start };
+    let mut pace = Pace::new(images_left(train, options.start, epochs), options.quiet);
+    let mut updater = Updater::Trainer(trainer);
     while run.end.epoch < epochs as u64 {
-        match run_epoch(
-            &forward,
-            &criterion,
-            train,
-            test,
-            &mut |l, n| trainer.backward(l).and_then(|()| trainer.step(n)),
-            run.end,
-            &options,
-        )? {
+        match run_epoch(&forward, &criterion, train, test, &mut updater, run.end, &options, &mut pace)? {
             Ended::Epoch(report) => {
                 if !options.quiet {
+                    pace.hide();
                     println!("{report}");
                 }
                 run.epochs.push(report);
@@ -222,6 +226,12 @@ pub fn train_run(
     Ok(run)
 }
 
+/// Images from a position to the end of the run.
+fn images_left(train: &DataLoader, start: Position, epochs: usize) -> usize {
+    let epochs = (epochs as u64).saturating_sub(start.epoch) as usize;
+    epochs.saturating_mul(train.samples()).saturating_sub(start.batch.saturating_mul(train.batch_size()))
+}
+
 /// How [`train_ch3`] changes the parameters.
 pub enum Updater<'a> {
     /// By a trainer.
@@ -235,6 +245,16 @@ pub enum Updater<'a> {
     },
 }
 
+impl Updater<'_> {
+    /// The backward pass of a loss, and the update for a batch of that size.
+    fn step(&mut self, l: &Tensor, n: usize) -> Result<()> {
+        match self {
+            Updater::Trainer(t) => t.backward(l).and_then(|()| t.step(n)),
+            Updater::Sgd { params, lr } => l.backward().and_then(|()| sgd(params, *lr, n)),
+        }
+    }
+}
+
 /// The book's training loop for functions and small nets: any loss, any updater, one line an epoch (without the time).
 pub fn train_ch3(
     net: impl Fn(&Tensor) -> Result<Tensor>,
@@ -245,13 +265,12 @@ pub fn train_ch3(
     updater: &mut Updater<'_>,
 ) -> Result<Vec<EpochReport>> {
     let mut reports = Vec::new();
+    let options = RunOptions::default();
+    let mut pace = Pace::new(images_left(train, options.start, epochs), options.quiet);
     for epoch in 0..epochs {
-        let mut update = |l: &Tensor, n: usize| match updater {
-            Updater::Trainer(t) => t.backward(l).and_then(|()| t.step(n)),
-            Updater::Sgd { params, lr } => l.backward().and_then(|()| sgd(params, *lr, n)),
-        };
         let at = Position { epoch: epoch as u64, batch: 0 };
-        let Ended::Epoch(r) = run_epoch(&net, &loss, train, test, &mut update, at, &RunOptions::default())? else { break };
+        let Ended::Epoch(r) = run_epoch(&net, &loss, train, test, updater, at, &options, &mut pace)? else { break };
+        pace.hide();
         println!("epoch {}, loss {:.4}, train acc {:.3}, test acc {:.3}", r.epoch, r.loss, r.train_accuracy, r.test_accuracy);
         reports.push(r);
     }
@@ -283,21 +302,20 @@ enum Ended {
 }
 
 /// One epoch of training from `at` on, and the test pass.
+#[allow(clippy::too_many_arguments)] // The book's arguments, and what a longer run needs.
 fn run_epoch(
     net: &dyn Fn(&Tensor) -> Result<Tensor>,
     loss: &dyn Fn(&Tensor, &Tensor) -> Result<Tensor>,
     train: &DataLoader,
     test: &DataLoader,
-    // The backward pass of a loss, and the update for a batch of that size.
-    step: &mut dyn FnMut(&Tensor, usize) -> Result<()>,
+    updater: &mut Updater<'_>,
     at: Position,
     options: &RunOptions<'_>,
+    pace: &mut Pace,
 ) -> Result<Ended> {
     let start = Instant::now();
     let (mut losses, mut accuracy, mut samples) = (Mean::new(&train.context())?, Mean::new(&train.context())?, 0);
     let epoch = at.epoch as usize + 1;
-    let skipped = at.batch.saturating_mul(train.batch_size());
-    let bar = progress(train.samples().saturating_sub(skipped), epoch, options.quiet);
     let mut next = at;
     for batch in train.resume(at)? {
         let (x, y) = batch?;
@@ -306,32 +324,24 @@ fn run_epoch(
             let l = loss(&logits, &y)?;
             Ok((logits, l))
         })?;
-        step(&l, train.batch_size())?;
+        updater.step(&l, train.batch_size())?;
         losses.add(&l, l.size())?;
         let (right, of) = score(&logits, &y)?;
         accuracy.add(&right, of)?;
         samples += x.len();
         next.batch += 1;
-        bar.inc(x.len() as u64);
+        pace.batch(x.len(), epoch, || losses.read())?;
+        if let (Some(after), Updater::Trainer(trainer)) = (options.after_batch, &mut *updater) {
+            let Pace { batches, images, images_in_all, .. } = *pace;
+            after(&Progress { trainer, at: next, batches, images, images_in_all, elapsed: pace.elapsed() })?;
+        }
         // After the last batch nothing is left of the epoch but its test pass.
         if options.stopped() && next.batch < train.batches() {
-            bar.finish_and_clear();
             return Ok(Ended::Stopped(next));
         }
     }
-    bar.finish_and_clear();
     let (loss, train_accuracy) = (losses.read()?, accuracy.read()?);
     let test_accuracy = evaluate_with(net, test)?;
     let seconds = start.elapsed().as_secs_f64();
     Ok(Ended::Epoch(EpochReport { epoch, loss, train_accuracy, test_accuracy, seconds, samples }))
-}
-
-/// A bar on a terminal, nothing in a pipe.
-fn progress(samples: usize, epoch: usize, quiet: bool) -> ProgressBar {
-    if quiet {
-        return ProgressBar::hidden();
-    }
-    let style = ProgressStyle::with_template("epoch {prefix} {wide_bar} {pos}/{len}  {per_sec}  {eta} left");
-    let bar = ProgressBar::new(samples as u64).with_prefix(epoch.to_string());
-    style.map_or(bar.clone(), |s| bar.with_style(s))
 }

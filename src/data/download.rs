@@ -1,15 +1,32 @@
 //! Resumable downloads over plain HTTP, trusted only by their SHA-256.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+#[cfg(feature = "download")]
+mod http;
+
+use std::fs;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use sha2::{Digest, Sha256};
-use ureq::http::StatusCode;
-use ureq::http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE};
 
-use crate::error::Error;
+use crate::error::{Error, Result};
+use crate::files;
+
+/// A build without the feature `download` has no network: the shipped sample takes its place.
+#[cfg(not(feature = "download"))]
+mod http {
+    use super::{Failure, unavailable};
+
+    pub struct Agent;
+
+    pub fn agent(_url: &str) -> Agent {
+        Agent
+    }
+
+    pub fn transfer(_: &Agent, url: &str, _: &std::path::Path, _: &mut dyn FnMut(u64, u64)) -> super::Result<(), Failure> {
+        Err(unavailable(url, "hadal was built without its feature `download`"))
+    }
+}
 
 /// No file of ours comes near this size: a server that sends more is not sending our file.
 const MOST_BYTES: u64 = 1 << 28;
@@ -55,17 +72,17 @@ pub(super) fn fetch(url: &str, target: &Path, sums: &[&str], progress: &mut Prog
     if url.starts_with("https:") {
         return Err(unavailable(url, "this build speaks plain http only (the SHA-256 is checked); give an http address"));
     }
-    let agent = agent(url);
+    let agent = http::agent(url);
     let mut retries = RETRIES;
     loop {
         let before = size(&part);
-        match transfer(&agent, url, &part, &mut |done, total| progress(&name, done, total)) {
+        match http::transfer(&agent, url, &part, &mut |done, total| progress(&name, done, total)) {
             Ok(()) => break,
             Err(_) if retries > 0 && before < size(&part) => retries -= 1,
             Err(failure) => return Err(failure),
         }
     }
-    let sum = sha256(&part).map_err(disk(&part))?;
+    let sum = sha256(&part).map_err(Failure::Unavailable)?;
     if !sums.contains(&sum.as_str()) {
         let bytes = size(&part);
         fs::remove_file(&part).map_err(disk(&part))?;
@@ -80,20 +97,22 @@ pub(super) fn fetch(url: &str, target: &Path, sums: &[&str], progress: &mut Prog
     fs::rename(&part, target).map_err(disk(target))
 }
 
-/// A file's SHA-256 in hexadecimal.
-pub(super) fn sha256(path: &Path) -> io::Result<String> {
-    let mut file = File::open(path)?;
+/// A file's SHA-256 in hexadecimal; one that is too long to be ours is refused before it is read.
+pub(super) fn sha256(path: &Path) -> Result<String> {
+    let (mut file, len) = files::open(path)?;
+    if len > MOST_BYTES {
+        return Err(files::bad(path, &format!("{len} bytes, where the data set's files have at most {MOST_BYTES}")));
+    }
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 16];
     loop {
         match file.read(&mut buffer) {
-            Ok(0) => break,
+            Ok(0) => return Ok(hex(&hash.finalize())),
             Ok(n) => hash.update(buffer.get(..n).unwrap_or_default()),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
+            Err(e) => return Err(Error::io(path, e)),
         }
     }
-    Ok(hex(&hash.finalize()))
 }
 
 /// Bytes in hexadecimal.
@@ -105,107 +124,11 @@ fn size(path: &Path) -> u64 {
     fs::metadata(path).map_or(0, |meta| meta.len())
 }
 
-fn agent(url: &str) -> ureq::Agent {
-    let config = ureq::Agent::config_builder()
-        .timeout_resolve(Some(Duration::from_secs(5)))
-        .timeout_connect(Some(Duration::from_secs(5)))
-        .timeout_recv_response(Some(Duration::from_secs(30)))
-        .timeout_per_read(Some(Duration::from_secs(30)))
-        .http_status_as_error(false)
-        // The files are compressed already, and what is hashed has to be what the server keeps.
-        .accept_encoding("identity")
-        .user_agent(concat!("hadal/", env!("CARGO_PKG_VERSION")));
-    let local = ["http://127.0.0.1", "http://localhost", "http://[::1]"].iter().any(|host| url.starts_with(host));
-    let config = if local { config.proxy(None) } else { config };
-    config.build().into()
-}
-
-/// Asks for what `part` lacks and appends it; on failure what has come stays.
-fn transfer(agent: &ureq::Agent, url: &str, part: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<(), Failure> {
-    let mut have = size(part);
-    let mut response = ask(agent, url, have)?;
-    if have > 0 && response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
-        // Either all of it is here, or what is here is of something else.
-        if range(&response) == Some((0, have)) {
-            return Ok(());
-        }
-        have = 0;
-        response = ask(agent, url, have)?;
-    }
-    let total = match response.status() {
-        StatusCode::PARTIAL_CONTENT => match range(&response) {
-            Some((start, total)) if start == have => total,
-            _ => return Err(unavailable(url, format!("the server sent another part than the one from byte {have}"))),
-        },
-        StatusCode::OK => {
-            let page = header(&response, CONTENT_TYPE).is_some_and(|t| t.starts_with("text/html"));
-            if page {
-                return Err(unavailable(url, "a web page came instead of the file (a network that asks to log in?)"));
-            }
-            have = 0;
-            header(&response, CONTENT_LENGTH).and_then(|n| n.parse().ok()).unwrap_or(0)
-        }
-        status => return Err(unavailable(url, format!("the server answered {status}"))),
-    };
-
-    let mut file = OpenOptions::new().create(true).write(true).truncate(false).open(part).map_err(disk(part))?;
-    file.set_len(have).and_then(|()| file.seek(SeekFrom::End(0))).map_err(disk(part))?;
-    let mut body = response.into_body().into_with_config().limit(u64::MAX).reader();
-    let mut buffer = vec![0; 1 << 16];
-    progress(have, total);
-    loop {
-        let cut = |have: u64, why: &dyn std::fmt::Display| {
-            let of = if total > 0 { format!(" of {total}") } else { String::new() };
-            unavailable(url, format!("the connection ended after {have}{of} bytes ({why}); another try goes on from there"))
-        };
-        let n = match body.read(&mut buffer) {
-            Ok(0) if have < total => return Err(cut(have, &"closed by the server")),
-            Ok(0) => break,
-            Ok(n) => n,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-            Err(e) => return Err(cut(have, &e)),
-        };
-        file.write_all(buffer.get(..n).unwrap_or_default()).map_err(disk(part))?;
-        have += n as u64;
-        if have > MOST_BYTES {
-            let _ = fs::remove_file(part);
-            return Err(unavailable(url, format!("more than {MOST_BYTES} bytes came; this is not the file")));
-        }
-        progress(have, total);
-    }
-    file.sync_all().map_err(disk(part))
-}
-
-type Response = ureq::http::Response<ureq::Body>;
-
-fn ask(agent: &ureq::Agent, url: &str, from: u64) -> Result<Response, Failure> {
-    let mut request = agent.get(url);
-    if from > 0 {
-        request = request.header(RANGE, format!("bytes={from}-"));
-    }
-    request.call().map_err(|e| unavailable(url, e))
-}
-
-fn header(response: &Response, name: ureq::http::HeaderName) -> Option<&str> {
-    response.headers().get(name)?.to_str().ok()
-}
-
-/// The start and the total of `Content-Range: bytes start-end/total`; a start of 0 for `bytes */total`.
-fn range(response: &Response) -> Option<(u64, u64)> {
-    let (range, total) = header(response, CONTENT_RANGE)?.strip_prefix("bytes ")?.split_once('/')?;
-    let start = match range.split_once('-') {
-        Some((start, _)) => start.trim().parse().ok()?,
-        None => 0,
-    };
-    // An unknown total is written as a star.
-    Some((start, total.trim().parse().unwrap_or(0)))
-}
-
-#[cfg(test)]
+#[cfg(all(test, feature = "download"))]
 pub(super) mod tests {
     use super::*;
     use std::collections::HashMap;
-    use std::io::{BufRead, BufReader};
+    use std::io::{BufRead, BufReader, Write};
     use std::net::{TcpListener, TcpStream};
     use std::sync::{Arc, Mutex};
 

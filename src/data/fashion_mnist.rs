@@ -378,7 +378,7 @@ fn pair(images: IdxImages, labels: Vec<u8>, labels_name: &str) -> Result<ImageSe
 }
 
 fn verify(path: &Path, file: &FileSpec) -> Result<()> {
-    let sum = download::sha256(path).map_err(|source| Error::Io { path: path.to_path_buf(), source })?;
+    let sum = download::sha256(path)?;
     let compressed = path.extension().is_some_and(|e| e == "gz");
     let wanted: &[&str] = if compressed { &file.gz } else { &[file.plain] };
     if wanted.contains(&sum.as_str()) {

@@ -2,7 +2,7 @@
 
 use std::{
     ops::Range,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Once, OnceLock},
 };
 
 use super::{Batches, ImageSet, LastBatch, Position, Prefetch, ResizePlan, Sampler};
@@ -238,13 +238,21 @@ impl Iterator for Epoch {
 }
 
 /// The book's `load_data_fashion_mnist`: training batches (shuffled by `seed`) and test batches, resized when asked.
+///
+/// Where the data set can neither be found nor downloaded, these are 2,000 training and 500 test images that ship with hadal; the
+/// standard error output says so, once.
 pub fn load_data_fashion_mnist(
     batch_size: usize,
     resize: Option<usize>,
     seed: u64,
     ctx: &Context,
 ) -> Result<(DataLoader, DataLoader)> {
-    super::fashion_mnist()?.loaders(batch_size, resize, seed, ctx)
+    let data = super::fashion_mnist()?;
+    if data.is_sample() {
+        static SAID: Once = Once::new();
+        SAID.call_once(|| eprintln!("{}", data.describe()));
+    }
+    data.loaders(batch_size, resize, seed, ctx)
 }
 
 impl super::FashionMnist {

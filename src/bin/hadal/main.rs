@@ -2,6 +2,7 @@
 
 mod bench;
 
+use hadal::{eprintln, print, println};
 use std::process::ExitCode;
 
 const USAGE: &str = "usage: hadal doctor             what hadal finds on this machine: driver, NVRTC, devices, data

@@ -2,7 +2,7 @@
 
 use std::{env, fs, path::Path, process::Command};
 
-use hadal::{Error, Result};
+use hadal::{Error, Result, println};
 
 use super::{
     Numbers, Options,

@@ -7,7 +7,7 @@ mod step;
 
 use std::{fmt, time::Instant};
 
-use hadal::{Context, DType, Error, Result, precision::Precision};
+use hadal::{Context, DType, Error, Result, precision::Precision, println};
 
 const HELP: &str = "\
 usage: hadal bench [ops|step|first] [options]

@@ -3,10 +3,12 @@
 use hadal::{
     DType, Layout, Result, Tensor, autograd,
     data::{DataLoader, ImageSet},
+    eprintln,
     loss::SoftmaxCrossEntropy,
     ops::Conv2dOptions,
     ops::PoolOptions,
     precision::{self, Precision},
+    println,
 };
 
 use super::{Numbers, Options, clock};

@@ -5,12 +5,12 @@ use std::time::Instant;
 use hadal::{
     Context, DType, Layout, Result, Tensor, Trainer, autograd,
     cuda::Graph,
-    init,
+    eprintln, init,
     loss::SoftmaxCrossEntropy,
     models,
     nn::Sequential,
     optim::{LossScale, Sgd},
-    precision,
+    precision, println,
 };
 
 use super::{Numbers, Options};
