@@ -35,6 +35,8 @@ struct emu_kernel {
     unsigned nparams;
     const unsigned* sizes;
     unsigned max_threads;       // from __launch_bounds__, 0 if there is none
+    unsigned min_blocks;        // its second number; known of kernels from PTX only
+    unsigned static_shared;     // bytes; likewise
 };
 
 enum emu_kind { EMU_SYNCWARP, EMU_SHFL, EMU_VOTE, EMU_REDUCE, EMU_MATCH, EMU_MMA, EMU_LDMATRIX, EMU_STMATRIX, EMU_WGMMA, EMU_ELECT };
@@ -61,6 +63,7 @@ const unsigned long long* emu_warp(emu_thread* self, unsigned mask, int kind, un
 unsigned emu_place_shared(emu_thread* self, unsigned id, unsigned bytes, unsigned align, const char* name);
 // Lets others of the block run; for loops that poll.
 void emu_yield(emu_thread* self);
+[[noreturn]] void emu_misaligned(emu_thread* self, const void* p, unsigned bytes, const char* file, int line);
 [[noreturn]] void emu_trap(emu_thread* self, const char* what, const char* file, int line);
 
 void emu_cp_async(emu_thread* self, void* dst, const void* src, int bytes, int src_bytes);
@@ -96,6 +99,10 @@ void emu_wgmma_issue(emu_thread* self, const emu_wgmma* op, const char* file, in
 void emu_wgmma_fence(emu_thread* self);
 void emu_wgmma_commit(emu_thread* self, const char* file, int line);
 void emu_wgmma_wait(emu_thread* self, unsigned pending, const char* file, int line);
+// Whether these accumulators belong to a product that the thread has not waited for.
+bool emu_wgmma_under_way(emu_thread* self, const float* d);
+// The warp gives registers back, or takes more, up to `count` each thread (registers.cpp).
+void emu_setmaxnreg(emu_thread* self, unsigned count, int takes, const char* file, int line);
 // The barrier of all threads of a cluster (cluster.cpp).
 void emu_cluster_arrive(emu_thread* self, const char* file, int line);
 void emu_cluster_wait(emu_thread* self, const char* file, int line);

@@ -125,21 +125,30 @@ void Worker::begin(Launch& l, unsigned bx, unsigned by, unsigned bz) {
     static_top = static_base;
     // Dynamic shared memory ends within 1 KiB of a page that cannot be touched, and starts at a multiple of 1 KiB, as on the
     // hardware when there is no static shared memory. What lies between is filled and looked at afterwards.
+    // Kernels from PTX bring descriptors with addresses of 18 bits, and the size of their static variables: there it follows these,
+    // after a page that cannot be touched.
+    size_t fixed = static_base + (l.fn->from_ptx ? l.fn->static_shared.load(std::memory_order_relaxed) : static_room);
+    size_t from = ((fixed + page - 1) & ~(page - 1)) + page;
     if (l.dynamic_shared) {
         size_t room = ((size_t)l.dynamic_shared + 1023) & ~(size_t)1023, pages = (room + page - 1) & ~(page - 1);
-        char* from = (char*)(((uintptr_t)b.shared + static_base + static_room + page + page - 1) & ~(page - 1));
-        if (pages != dynamic_pages) {
-            mprotect(from, dynamic_room, PROT_NONE);
-            mprotect(from, pages, PROT_READ | PROT_WRITE);
-            dynamic_pages = pages;
-        }
-        b.dynamic = from + pages - room;
+        place_dynamic(from, pages);
+        b.dynamic = b.shared + from + pages - room;
         memset(b.dynamic, 0xFF, l.dynamic_shared);
         memset(b.dynamic + l.dynamic_shared, 0xA5, room - l.dynamic_shared);
     } else {
-        b.dynamic = b.shared + static_base + static_room;       // a guard page: there is no such memory
+        place_dynamic(from, 0);
+        b.dynamic = b.shared + from - page;     // a guard page: there is no such memory
     }
     if (settings().instrumented()) hooks_begin_block(this);
+}
+// Static variables end, and dynamic memory begins and ends, at pages that cannot be touched.
+void Worker::place_dynamic(size_t from, size_t bytes) {
+    if (from == dynamic_from && bytes == dynamic_pages) return;
+    size_t all = static_base + static_room + 2 * page + dynamic_room;
+    mprotect(block.shared, from - page, PROT_READ | PROT_WRITE);
+    mprotect(block.shared + from - page, all - (from - page), PROT_NONE);
+    if (bytes) mprotect(block.shared + from, bytes, PROT_READ | PROT_WRITE);
+    dynamic_from = from, dynamic_pages = bytes;
 }
 void Worker::go() {
     if (is_parked) {
@@ -166,10 +175,12 @@ void Worker::end() {
             if (barriers_used >> i & 1) memset((void*)&barriers[i], 0, sizeof barriers[i]);
         barriers_used = 0;
         for (auto& w : warps) w.used = 0;
+        registers.clear();
         return;
     }
     for (unsigned i = 0; i < (b.nthreads + 31) / 32; i++) warps[i].used = 0;
     if (hopper_used) hopper_end_block(this);
+    if (!registers.empty()) registers_end_block(this);
     for (unsigned k = 0; k < -l.dynamic_shared % 1024; k++)
         if ((uint8_t)b.dynamic[l.dynamic_shared + k] != 0xA5) {
             char s[128];
@@ -516,6 +527,12 @@ std::string Worker::who_waits() {
 extern "C" void emu_trap(emu_thread*, const char* what, const char* file, int line) {
     bool is_assert = strncmp(what, "assert", 6) == 0;
     fault(is_assert ? CUDA_ERROR_ASSERT : CUDA_ERROR_LAUNCH_FAILED, std::string(what) + (is_assert ? " failed at " : " at ") + file + ":" + std::to_string(line));
+}
+
+extern "C" void emu_misaligned(emu_thread*, const void* p, unsigned bytes, const char* file, int line) {
+    char t[160];
+    snprintf(t, sizeof t, "misaligned address: %u bytes at 0x%llx, at %s:%d", bytes, (unsigned long long)(uintptr_t)p, file, line);
+    fault(CUDA_ERROR_MISALIGNED_ADDRESS, t);
 }
 
 extern "C" unsigned emu_place_shared(emu_thread* self, unsigned id, unsigned bytes, unsigned align, const char* name) {

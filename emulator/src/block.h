@@ -143,11 +143,15 @@ struct Worker {
     char* arena = nullptr;              // guard, shared memory, guard
     size_t arena_len = 0;
     size_t dynamic_pages = 0;
+    size_t dynamic_from = 0;            // where these begin
+    void place_dynamic(size_t from, size_t bytes);
     Stack abort_stack;
     Signal signal;                      // that ended the running block
     std::vector<RaceWord> race;         // one per two bytes of shared memory
     uint32_t fences = 0, fenced[max_threads] = {};      // proxy fences so far, and the last one of each thread
     uint32_t block_time = 0;            // when the block began
+
+    std::vector<unsigned short> registers;  // of each warp's threads, once one has changed them by setmaxnreg
 
     Hopper* hopper = nullptr;           // mbarriers, bulk copies, wgmma; made when first used
     bool hopper_used = false;           // by this block
@@ -175,6 +179,7 @@ struct Worker {
 };
 
 std::string thread_name(const emu_block& b, unsigned index);
+void registers_end_block(Worker* w);    // registers.cpp
 void cluster_exit(Fiber* f);            // a thread of a cluster returned
 Worker* take_worker();                  // this host thread's
 void hooks_begin_block(Worker* w);

@@ -23,6 +23,17 @@ struct Header {
     uint64_t total, mode, arch, source, flags, object;
 };
 
+Mode mode() {
+    static const Mode m = [] {
+        const char* v = getenv("HADAL_EMU");
+        if (!v || !*v || !strcmp(v, "source")) return FromSource;
+        if (!strcmp(v, "ptx")) return FromPtx;
+        if (!strcmp(v, "null")) return Nothing;
+        fprintf(stderr, "hadal emulator: HADAL_EMU=%s is none of source, ptx, null\n", v);
+        exit(2);
+    }();
+    return m;
+}
 static bool instrumented() {
     for (const char* n : {"HADAL_EMU_CHECK", "HADAL_EMU_RACE"}) {
         const char* v = getenv(n);
@@ -44,7 +55,7 @@ static std::string name_of(const std::string& s) {
     return b;
 }
 
-static bool read_file(const std::string& path, std::string* out) {
+bool read_file(const std::string& path, std::string* out) {
     FILE* f = fopen(path.c_str(), "rb");
     if (!f) return false;
     out->clear();
@@ -81,8 +92,7 @@ std::string cache_dir() {
     return d;
 }
 
-// The folder that the libraries lie in, and the headers within it.
-static std::string home() {
+std::string home() {
     Dl_info i;
     dladdr((void*)&home, &i);
     char real[4096];
@@ -121,9 +131,14 @@ static const std::string& environment() {
 #if !defined(__x86_64__) || defined(EMU_PORTABLE)
         s += "portable";
 #endif
-        std::string text;
-        for (const char* h : {"emu_abi.h", "emu_words.h", "emu_math.h", "emu_ptx.h", "emu_hopper.h"})
+        std::string text, why;
+        for (const char* h : {"emu_abi.h", "emu_words.h", "emu_math.h", "emu_ptx.h", "emu_hopper.h", "emu_run_ptx.h"})
             if (read_file(home() + "/include/" + h, &text)) s += text;
+        if (mode() == FromPtx) {
+            const std::string& library = real_nvrtc(&why);
+            if (read_file(home() + "/ptx2cpp", &text)) s += text;
+            if (stat(library.c_str(), &st) == 0) s += library + std::to_string(st.st_size) + "," + std::to_string(st.st_mtime);
+        }
         return s;
     }();
     return e;
@@ -139,7 +154,7 @@ static void keep(const std::string& path, const std::string& data) {
 }
 
 // Runs a command; what it says on stdout and stderr goes to `said`.
-static int run(const std::vector<std::string>& command, std::string* said, const std::string& out_path = "") {
+int run(const std::vector<std::string>& command, std::string* said, const std::string& out_path) {
     int fds[2];
     if (pipe2(fds, O_CLOEXEC)) return -1;
     posix_spawn_file_actions_t fa;
@@ -218,10 +233,11 @@ static std::string as_nvrtc(const std::string& log) {
 }
 
 static std::string flags_of(bool fmad) {
-    // CUDA contracts a*b+c by default. Punning through pointers is usual in kernels.
-    return std::string("-std=gnu++17 -O2 -march=native -fPIC -w -fno-exceptions -fno-rtti -fno-asynchronous-unwind-tables -fno-stack-protector "
+    // CUDA contracts a*b+c by default; in PTX that is done. Punning through pointers is usual in kernels.
+    bool ptx = mode() == FromPtx;
+    return std::string(ptx ? "-O1 -fwrapv" : "-fpreprocessed -O2") + std::string(" -std=gnu++17 -march=native -fPIC -w -fno-exceptions -fno-rtti -fno-asynchronous-unwind-tables -fno-stack-protector "
                        "-fno-threadsafe-statics -fno-semantic-interposition -fno-strict-aliasing -fno-math-errno -fno-trapping-math "
-                       "-fno-gnu-unique -fno-diagnostics-show-caret -fno-ident -Wno-register -ffp-contract=") + (fmad ? "fast" : "off")
+                       "-fno-gnu-unique -fno-diagnostics-show-caret -fno-ident -Wno-register -ffp-contract=") + (fmad && !ptx ? "fast" : "off")
 #if defined(__x86_64__) && !defined(EMU_PORTABLE)
            + " -ffixed-r15"
 #else
@@ -245,7 +261,7 @@ static bool make_object(const std::string& source, const std::string& flags, std
     TempDir tmp;
     std::string ii = tmp.path + "/kernel.ii", so = tmp.path + "/kernel.so";
     write_file(ii, source);
-    std::vector<std::string> c = {cxx(), "-x", "c++", "-fpreprocessed"};
+    std::vector<std::string> c = {cxx(), "-x", "c++", "-I", home() + "/include"};
     for (auto& w : words(flags)) c.push_back(w);
     if (instrumented()) {
         // Every access becomes a call of __tsan_read4 and so on, which are ours (hooks.cpp).
@@ -315,11 +331,43 @@ bool object_of(const std::string& given, std::string* object, std::string* why) 
         return true;
     }
     std::string source = image.substr(sizeof h, h.source), flags = image.substr(sizeof h + h.source, h.flags);
+    if ((flags.find("-fpreprocessed") == std::string::npos) != (mode() == FromPtx)) {
+        *why = "this image was made in another mode of HADAL_EMU: clear the kernel cache, or set HADAL_CACHE=off";
+        return false;
+    }
     std::string path = cache_dir() + "/" + name_of(environment() + source + flags + (instrumented() ? "instrumented" : "")) + ".object";
     if (read_file(path, object)) return true;
     if (!make_object(source, flags, object, why)) return false;
     keep(path, *object);
     return true;
+}
+
+// The real NVRTC in a process of its own, which also translates (ptx/main.cpp).
+static Result through_ptx(const Source& s, unsigned arch, const std::string& path, Result r) {
+    TempDir tmp;
+    std::string cu = tmp.path + "/source.cu", cpp = tmp.path + "/kernel.cpp", why, source, object;
+    r.error = 6;
+    const std::string& library = real_nvrtc(&why);
+    if (library.empty()) {
+        r.log = "HADAL_EMU=ptx: " + why + "\n";
+        return r;
+    }
+    write_file(cu, s.text);
+    std::vector<std::string> c = {home() + "/ptx2cpp", "compile", library, cu, cpp, "--name", s.name.empty() ? "default_program" : s.name};
+    for (size_t i = 0; i < s.headers.size(); i++) {
+        std::string h = tmp.path + "/header" + std::to_string(i);
+        write_file(h, s.headers[i].second);
+        for (auto& w : {std::string("--header"), s.headers[i].first, h}) c.push_back(w);
+    }
+    for (auto& e : s.expressions) c.push_back("--expression"), c.push_back(e);
+    c.push_back("--");
+    for (auto& o : s.options) c.push_back(o);
+    if (run(c, &r.log) || !read_file(cpp, &source) || !make_object(source, flags_of(true), &object, &r.log)) return r;
+    count(Translated);
+    r.image = make_image(source, flags_of(true), object, arch);
+    keep(path, r.image);
+    r.ok = true, r.error = 0;
+    return r;
 }
 
 Result compile(const Source& s) {
@@ -384,10 +432,12 @@ Result compile(const Source& s) {
     std::string path = cache_dir() + "/" + r.key + ".image";
     if (includes.empty() && read_file(path, &r.image) && r.image.size() > sizeof(Header) && image_size(r.image.data()) == r.image.size()) {
         r.ok = true;
+        if (mode() == FromPtx) count(Kept);
         return r;
     }
     r.image.clear();
 
+    if (mode() == FromPtx) return through_ptx(s, real ? arch : 0, path, std::move(r));
     TempDir tmp;
     std::string cu = tmp.path + "/source.cu", ii = tmp.path + "/source.ii";
     for (auto& h : s.headers) {

@@ -162,6 +162,8 @@ struct CUfunc_st {
     unsigned max_dynamic_shared = 48 * 1024;
     int carveout = -1;
     bool nonportable_cluster = false;
+    bool from_ptx = false;                           // static_shared is exact, and shared memory lies as on the hardware
+    unsigned min_blocks = 0;
     Dim cluster{0, 0, 0};                            // from __cluster_dims__, 0 where it says nothing
     std::atomic<unsigned> static_shared{0};          // largest seen so far: known only once a block has run
     std::atomic<uint64_t> launches{0};
@@ -231,9 +233,25 @@ CUresult execute(Op& op);
 // Calls that a capture forbids (they might wait for the device): refuse, and spoil the capture as the driver does.
 CUresult forbid_in_capture();
 
+// ---- counts (counts.cpp; in both libraries)
+
+enum Count { Translated, Kept, Launches, Counts };      // programs from PTX: translated now, or found in the cache
+void count(Count c);
+
 // ---- compiling (compile.cpp, translate.cpp; in both libraries)
 
 namespace compiler {
+// What a kernel becomes: its own source for the host's compiler, the real NVRTC's PTX translated for it, or nothing.
+enum Mode { FromSource, FromPtx, Nothing };
+Mode mode();                                         // $HADAL_EMU: source, ptx or null
+// The library that the real NVRTC lies in, or "" and a sentence (real_nvrtc.cpp).
+const std::string& real_nvrtc(std::string* why);
+// Its version and architectures.
+struct About { int version[2] = {0, 0}; std::vector<int> archs; };
+const About& about_real_nvrtc();
+int run(const std::vector<std::string>& command, std::string* said, const std::string& out_path = "");
+bool read_file(const std::string& path, std::string* out);
+std::string home();                                  // the folder that the libraries lie in
 struct Source {
     std::string name, text;
     std::vector<std::pair<std::string, std::string>> headers;

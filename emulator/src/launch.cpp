@@ -194,6 +194,7 @@ CUresult validate_launch(const Launch& l) {
 static std::atomic<uint64_t> launch_number{0};
 CUresult run_launch(Launch& l) {
     l.fn->launches++;
+    count(Launches);
     Job job;
     job.l = &l;
     Dim c = cluster_of(l);

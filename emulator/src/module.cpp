@@ -98,6 +98,7 @@ static CUresult load(CUmodule* out, const void* image) {
     auto* table = (const emu_kernel*)dlsym(h, "emu_kernels");
     auto* count = (const unsigned*)dlsym(h, "emu_kernel_count");
     auto* clusters = (const unsigned(*)[3])dlsym(h, "emu_kernel_clusters");      // older images have none
+    bool from_ptx = dlsym(h, "emu_from_ptx") != nullptr;
     if (!table || !count) {
         dlclose(h);
         return CUDA_ERROR_INVALID_IMAGE;
@@ -116,6 +117,8 @@ static CUresult load(CUmodule* out, const void* image) {
         fn->nparams = table[i].nparams;
         fn->sizes = table[i].sizes;
         fn->max_threads = table[i].max_threads;
+        fn->from_ptx = from_ptx, fn->min_blocks = table[i].min_blocks;
+        if (from_ptx) fn->static_shared = table[i].static_shared;
         if (clusters) fn->cluster = {clusters[i][0], clusters[i][1], clusters[i][2]};
         m->functions.push_back(std::move(fn));
     }

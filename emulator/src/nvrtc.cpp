@@ -29,15 +29,23 @@ typedef Program* nvrtcProgram;
 EXPORT nvrtcResult nvrtcVersion(int* major, int* minor) {
     if (!major || !minor) return NVRTC_ERROR_INVALID_INPUT;
     *major = 12, *minor = 9;
+    if (compiler::mode() == compiler::FromPtx) {
+        auto& real = compiler::about_real_nvrtc();
+        if (!real.version[0]) return NVRTC_ERROR_INTERNAL_ERROR;
+        *major = real.version[0], *minor = real.version[1];
+    }
     return NVRTC_SUCCESS;
 }
-static const int archs[] = {50, 52, 53, 60, 61, 62, 70, 72, 75, 80, 86, 87, 89, 90, 100, 101, 103, 120, 121};
+static const std::vector<int>& archs() {
+    static const std::vector<int> own = {50, 52, 53, 60, 61, 62, 70, 72, 75, 80, 86, 87, 89, 90, 100, 101, 103, 120, 121};
+    return compiler::mode() == compiler::FromPtx ? compiler::about_real_nvrtc().archs : own;
+}
 EXPORT nvrtcResult nvrtcGetNumSupportedArchs(int* n) {
-    *n = sizeof archs / sizeof *archs;
+    *n = (int)archs().size();
     return NVRTC_SUCCESS;
 }
 EXPORT nvrtcResult nvrtcGetSupportedArchs(int* out) {
-    std::copy(std::begin(archs), std::end(archs), out);
+    std::copy(archs().begin(), archs().end(), out);
     return NVRTC_SUCCESS;
 }
 EXPORT const char* nvrtcGetErrorString(nvrtcResult r) {

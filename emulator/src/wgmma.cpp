@@ -20,7 +20,7 @@ struct Operand {
     const Product* p;
 
     Operand(Worker* w, unsigned long long d, const Product* p) : w(w), p(p) {
-        // The hardware's field has 14 bits for an address of 18; the emulator's shared memory is longer, and its field two
+        // The hardware's field has 14 bits for an address of 18; in source mode the emulator's shared memory is longer, and its field two
         // bits wider, which the layout leaves unused.
         start = (unsigned)(d & 0xffff) << 4;
         leading = (unsigned)(d >> 16 & 0x3fff) << 4;
@@ -229,6 +229,9 @@ extern "C" void emu_wgmma_issue(emu_thread* self, const emu_wgmma* op, const cha
     Worker* w = f->worker;
     HopperThread& t = thread_of(w, f, file, line);
     Warpgroup& g = w->hopper->groups[f->index / 128];
+    // Bits of the descriptors that mean nothing must be 0. (In source mode an address has two bits more.)
+    const unsigned long long nothing = f->worker->launch->fn->from_ptx ? 0x3ff1c000c000c000ull : 0x3ff1c000c0000000ull;
+    if ((op->b | (op->a_in_registers ? 0 : op->a)) & nothing) wrong("a descriptor has bits set that mean nothing", file, line);
     if (!t.ever_fenced) wrong("no wgmma_fence before the first one", file, line);
 
     unsigned number = t.issued++;
@@ -281,6 +284,12 @@ extern "C" void emu_wgmma_issue(emu_thread* self, const emu_wgmma* op, const cha
     w->wake(g.waiting);
 }
 
+extern "C" bool emu_wgmma_under_way(emu_thread* self, const float* d) {
+    Fiber* f = (Fiber*)self;
+    for (auto& h : thread_of(f->worker, f, "wgmma", 0).held)
+        if (h.d == d) return true;
+    return false;
+}
 extern "C" void emu_wgmma_fence(emu_thread* self) {
     Fiber* f = (Fiber*)self;
     HopperThread& t = thread_of(f->worker, f, "wgmma_fence", 0);

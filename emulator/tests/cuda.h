@@ -107,7 +107,7 @@ inline std::string compile(const std::string& source, std::vector<std::string> o
                            std::vector<std::pair<std::string, std::string>>* names = nullptr) {
     void* p;
     OK(nvrtcCreateProgram(&p, source.c_str(), "test.cu", 0, nullptr, nullptr));
-    options.push_back("--gpu-architecture=sm_90");
+    options.push_back("--gpu-architecture=sm_90a");
     std::vector<const char*> o;
     for (auto& s : options) o.push_back(s.c_str());
     if (names)

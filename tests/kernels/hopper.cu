@@ -55,6 +55,7 @@ template <int N> __device__ __forceinline__ void put(float* y, const float* d, i
         _Pragma("unroll") for (int q = 0; q < 4; ++q) wgmma<N>(d, da + 2 * q, db + 2 * q, i | q);                         \
         wgmma_commit();                                                                                                   \
         wgmma_wait<0>();                                                                                                  \
+        wgmma_results(d);                                                                                                 \
         if (threadIdx.x % 32 == 0) mbarrier_arrive(empty + s);                                                            \
       }                                                                                                                   \
       put<N>(c + (u64)m0 * n + n0, d, n, m - m0, n - n0);                                                                 \
@@ -87,6 +88,7 @@ extern "C" __global__ void __launch_bounds__(128) gemm_bf16_k_first(const __grid
     for (int q = 0; q < 4; ++q) wgmma_bf16<N, 1, 1>(d, da + 128 * q, db + 128 * q, i | q);
     wgmma_commit();
     wgmma_wait<0>();
+    wgmma_results(d);
     __syncthreads();
   }
   put<N>(c + (u64)m0 * n + n0, d, n, m - m0, n - n0);
@@ -119,6 +121,7 @@ template <int SPAN, int TRANS> __device__ __forceinline__ void one_product(const
   wgmma_bf16<N, TRANS, TRANS>(d, da, db, 0);
   wgmma_commit();
   wgmma_wait<0>();
+  wgmma_results(d);
   put<N>(y, d, N, 64, N);
   // -A B + A B + A (-B), with A in registers: -A B.
   int l = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + l / 4, q = l % 4;
@@ -133,6 +136,7 @@ template <int SPAN, int TRANS> __device__ __forceinline__ void one_product(const
   wgmma_bf16<N, TRANS, 1, -1>(d, r, db, 1);
   wgmma_commit();
   wgmma_wait<0>();
+  wgmma_results(d);
   put<N>(y + 64 * N, d, N, 64, N);
   __syncthreads();
 }
@@ -181,6 +185,7 @@ extern "C" __global__ void __launch_bounds__(128) conv3x3(const __grid_constant_
   }
   wgmma_commit();
   wgmma_wait<0>();
+  wgmma_results(d);
   __syncthreads();
   // Transposed to [pixel][CO] in the swizzle of the store's map.
   int row = l & 7, chunk = warp * 2 + (l >> 3 & 1);
@@ -230,6 +235,7 @@ extern "C" __global__ void __launch_bounds__(384) conv3x3_dw(const __grid_consta
                               wgmma_descriptor(xt + r * PITCH * 128 + q * 2048, 128, 1024, 128), n | h0 | q);
       wgmma_commit();
       wgmma_wait<0>();
+      wgmma_results(d);
       __syncthreads();
     }
   put<192>(dw + r * 192, d, 9 * 64, 64, 192);
@@ -263,6 +269,7 @@ extern "C" __global__ void __launch_bounds__(128) conv3x3_stride2(const __grid_c
     for (int q = 0; q < 4; ++q) wgmma_bf16<N>(d, dw + 2 * q, dx + 2 * q, tap | q);
     wgmma_commit();
     wgmma_wait<0>();
+    wgmma_results(d);
     __syncthreads();
   }
   int l = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + l / 4;
@@ -274,7 +281,7 @@ extern "C" __global__ void __launch_bounds__(128) conv3x3_stride2(const __grid_c
 }
 
 // What the kernels above do not use.
-extern "C" __global__ void __launch_bounds__(256, 1) others(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b,
+extern "C" __global__ void __launch_bounds__(256, 2) others(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b,
                                                             const __grid_constant__ TensorMap c, const __grid_constant__ TensorMap e,
                                                             const __grid_constant__ TensorMap p, const __grid_constant__ TensorMap q,
                                                             const __grid_constant__ TensorMap s, float* x, int n) {
@@ -290,8 +297,9 @@ extern "C" __global__ void __launch_bounds__(256, 1) others(const __grid_constan
   }
   grid_dependency_wait();
   __syncthreads();
-  if (threadIdx.x / 128 == 0) setmaxnreg_inc<240>();
-  else setmaxnreg_dec<24>();
+  // From 128 registers each: half of the threads take what the others leave.
+  if (threadIdx.x / 128 == 0) setmaxnreg_inc<208>();
+  else setmaxnreg_dec<40>();
   if (threadIdx.x == 0) {
     mbarrier_expect(bar, 256);
     bulk_load(u, x, 256, bar);
