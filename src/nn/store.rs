@@ -192,7 +192,7 @@ mod tests {
     #[test]
     fn files_without_arrays_or_words_are_whole_files() -> Result<()> {
         let path = std::env::temp_dir().join(format!("hadal-store-{}", std::process::id()));
-        let header = || String::from_utf8(fs::read(&path).unwrap()[8..].to_vec()).unwrap();
+        let header = || String::from_utf8_lossy(&fs::read(&path).unwrap()[8..]).into_owned();
         // A net without parameters.
         let empty = Sequential::new();
         empty.save(&path)?;
