@@ -210,14 +210,14 @@ extern "C" __global__ void normalize(scalar_t* __restrict__ y, const scalar_t* _
   }
 }
 
-// dy behind ReLU's mask: 0 where the output y was not positive; y is null without ReLU.
+// dy behind ReLU: 0 where the output y is 0; a NaN lets dy through, as in unary.cu. y is null without ReLU.
 template <int N> __device__ __forceinline__ void fetch_masked(acc_t (&g)[N], const scalar_t* dy, const scalar_t* y, i64 i) {
   fetch(g, dy + i);
   if (y) {
     acc_t out[N];
     fetch(out, y + i);
 #pragma unroll
-    for (int k = 0; k < N; ++k) g[k] = out[k] > 0 ? g[k] : (acc_t)0;
+    for (int k = 0; k < N; ++k) g[k] = out[k] <= 0 ? (acc_t)0 : g[k];
   }
 }
 

@@ -61,10 +61,10 @@ __device__ __forceinline__ acc_t value(acc_t a, acc_t b) {
 // dy * df/da (side 0) or dy * df/db (side 1), for the functions whose gradient is not itself one of the above.
 __device__ __forceinline__ acc_t gradient(acc_t dy, acc_t a, acc_t b, int side) {
   switch (FUNCTION) {
-    case DIV: return side == 0 ? div_(dy, b) : sub_((acc_t)0, mul_(div_(dy, b), div_(a, b)));
+    case DIV: return side == 0 ? div_(dy, b) : mul_(sub_((acc_t)0, dy), div_(div_(a, b), b));  // a / b first: dy / b may be infinite where a is 0
     case POWER:
-      if (side == 0) return b == 0 ? (acc_t)0 : mul_(mul_(dy, b), pow_(a, sub_(b, (acc_t)1)));
-      return a == 0 && (b > 0 || b == 0) ? (acc_t)0 : mul_(mul_(dy, pow_(a, b)), log_or_0(a));
+      if (side == 0) return b == 0 ? (acc_t)0 : mul_(dy, mul_(b, pow_(a, sub_(b, (acc_t)1))));
+      return a == 0 && (b > 0 || b == 0) ? (acc_t)0 : mul_(dy, mul_(pow_(a, b), log_or_0(a)));
     default: return takes_a(a, b) == (side == 0) ? dy : (acc_t)0;  // MAXIMUM, MINIMUM
   }
 }

@@ -1,4 +1,5 @@
-// The mean over whole planes and its gradient. Bytes for elements of S bytes: S for each of x or dx.
+// The mean over whole planes and its gradient. Bytes for elements of S bytes: S for each of x or dx. Sums are double: those of large
+// f32 values would overflow where their mean does not.
 // variants: scalar_t=float,double,f16,bf16
 #include "pack.cuh"
 
@@ -6,12 +7,12 @@
 extern "C" __global__ void __launch_bounds__(256)
     global_avg_rows(scalar_t* __restrict__ y, const scalar_t* __restrict__ x, i64 planes, i64 size, int team) {
   const int lane = threadIdx.x % team;
-  const acc_t part = reciprocal((acc_t)size);
+  const double part = reciprocal((double)size);
   const i64 turn = (i64)gridDim.x * 256 / team, last = (planes + turn - 1) / turn * turn;
   const i64 packed = size % PACK ? 0 : size;  // else planes begin inside of 16 bytes
   // All threads of a warp go round together, since they meet in shuffles.
   for (i64 p = ((i64)blockIdx.x * 256 + threadIdx.x) / team; p < last; p += turn) {
-    acc_t sum = 0;
+    double sum = 0;
     if (p < planes) {
       const scalar_t* plane = x + p * size;
 #pragma unroll 4
@@ -33,11 +34,11 @@ extern "C" __global__ void __launch_bounds__(256)
 template <int N>
 __device__ __forceinline__ void columns(scalar_t* __restrict__ y, const scalar_t* __restrict__ x, i64 size, i64 channels,
                                         int lanes) {
-  __shared__ acc_t parts[N][256];
-  const acc_t part = reciprocal((acc_t)size);
+  __shared__ double parts[N][256];
+  const double part = reciprocal((double)size);
   const int lane = threadIdx.x % lanes, groups = 256 / lanes;
   const i64 c = ((i64)blockIdx.y * lanes + lane) * N, image = blockIdx.x;
-  acc_t sum[N];
+  double sum[N];
 #pragma unroll
   for (int k = 0; k < N; ++k) sum[k] = 0;
   if (c < channels) {

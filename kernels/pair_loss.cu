@@ -53,6 +53,7 @@ extern "C" __global__ void pair_loss_bwd(scalar_t* __restrict__ dx, scalar_t* __
                                          i64 n) {
   GRID_STRIDE(i, n) {
     acc_t g = dy[i / per] * (acc_t)scale, a = load(x + i), b = load(z + i);
+    if (FUNCTION == ABSOLUTE && !(a > b) && !(a < b)) g = 0;  // nothing of an infinite g
     if (dx) store(dx + i, (acc_t)(g * d_x(a, b)));
     if (dz) store(dz + i, (acc_t)(g * d_z(a, b)));
   }

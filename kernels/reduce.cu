@@ -2,31 +2,32 @@
 // Element (o, r) lies at x + place(o, kept) + place(r, reduced). A job is one output of one slice of `len` elements;
 // the jobs of a slice are dense in y, so that a second pass can fold y (slices, outputs) over its first axis.
 // -Dout_t is y's dtype, -DFOLD one of the names below. The order of additions depends on the sizes alone.
-// Halves are folded to f32 first where that takes two passes, u8 always becomes i64:
-// variants: scalar_t=float; out_t=float,f16,bf16; FOLD=SUM,PROD
-// variants: scalar_t=f16; out_t=f16,float; FOLD=SUM,PROD
-// variants: scalar_t=bf16; out_t=bf16,float; FOLD=SUM,PROD
-// variants: scalar_t=float,f16,bf16; out_t=float; FOLD=PROD_NONZERO,ZEROS
-// variants: scalar_t=double; out_t=double; FOLD=SUM,PROD,PROD_NONZERO,ZEROS
+// Floats are folded in double, so that no order of f32 values overflows before the result does and the CPU gives the same; where
+// that takes two passes, the first one's results stay double. u8 always becomes i64:
+// variants: scalar_t=float; out_t=float,double; FOLD=SUM,PROD
+// variants: scalar_t=f16; out_t=f16,double; FOLD=SUM,PROD
+// variants: scalar_t=bf16; out_t=bf16,double; FOLD=SUM,PROD
+// variants: scalar_t=double; out_t=double,float,f16,bf16; FOLD=SUM,PROD
+// variants: scalar_t=float,double,f16,bf16; out_t=double; FOLD=SQUARES
 // variants: scalar_t=i64,u8; out_t=i64; FOLD=SUM,PROD
 #include "reduce.cuh"
 
-enum { SUM, PROD, PROD_NONZERO, ZEROS };
+enum { SUM, PROD, SQUARES };
 
-// Floats accumulate in acc_t, integers in i64.
 template <class T> struct wide {
-  typedef T type;
+  typedef double type;
 };
 template <> struct wide<u8> {
+  typedef i64 type;
+};
+template <> struct wide<i64> {
   typedef i64 type;
 };
 typedef wide<acc_t>::type wide_t;
 typedef unsigned long long u64;
 
-__device__ __forceinline__ float plus_(float a, float b) { return a + b; }
 __device__ __forceinline__ double plus_(double a, double b) { return a + b; }
 __device__ __forceinline__ i64 plus_(i64 a, i64 b) { return (i64)((u64)a + (u64)b); }
-__device__ __forceinline__ float times_(float a, float b) { return a * b; }
 __device__ __forceinline__ double times_(double a, double b) { return a * b; }
 __device__ __forceinline__ i64 times_(i64 a, i64 b) { return (i64)((u64)a * (u64)b); }
 
@@ -38,19 +39,18 @@ template <class T> __device__ __forceinline__ void add_to(T& sum, T& lost, T x) 
 }
 __device__ __forceinline__ void add_to(i64& sum, i64&, i64 x) { sum = plus_(sum, x); }
 
-__device__ __forceinline__ wide_t identity() { return FOLD == SUM || FOLD == ZEROS ? (wide_t)0 : (wide_t)1; }
+__device__ __forceinline__ wide_t identity() { return FOLD == PROD ? (wide_t)1 : (wide_t)0; }
 
 __device__ __forceinline__ void step(wide_t& acc, wide_t& lost, wide_t x) {
   switch (FOLD) {
     case SUM: add_to(acc, lost, x); break;
     case PROD: acc = times_(acc, x); break;
-    case PROD_NONZERO: acc = x == 0 ? acc : times_(acc, x); break;
-    default: acc = x == 0 ? plus_(acc, (wide_t)1) : acc;  // ZEROS
+    default: add_to(acc, lost, times_(x, x));  // SQUARES
   }
 }
 
 __device__ __forceinline__ wide_t merge(wide_t a, wide_t b) {
-  return FOLD == SUM || FOLD == ZEROS ? plus_(a, b) : times_(a, b);
+  return FOLD == PROD ? times_(a, b) : plus_(a, b);
 }
 
 __device__ __forceinline__ void finish(out_t* y, wide_t v, double divisor) {

@@ -45,28 +45,29 @@ __device__ __forceinline__ acc_t value(acc_t x, acc_t a, acc_t b) {
   }
 }
 
-__device__ __forceinline__ acc_t derivative(acc_t k, acc_t a, acc_t b) {
+// dy f'(x). A unit whose derivative is 0 is passed over, not multiplied with 0: an infinite dy behind it would become NaN.
+__device__ __forceinline__ acc_t gradient(acc_t dy, acc_t k, acc_t a, acc_t b) {
   switch (FUNCTION) {
-    case RELU: return k > 0 ? 1 : 0;
-    case LEAKY_RELU: return k > 0 ? (acc_t)1 : a;
-    case SIGMOID: return k * (1 - k);
-    case TANH: return 1 - k * k;
+    case RELU: return k <= 0 ? 0 : dy;  // NaN lets it through, as the function does
+    case LEAKY_RELU: return k > 0 ? dy : a == 0 ? 0 : dy * a;
+    case SIGMOID: return dy * (k * (1 - k));
+    case TANH: return dy * (1 - k * k);
     case GELU:
-      return (acc_t)0.5 * (1 + erf_(k * (acc_t)SQRT_HALF)) + k * (acc_t)INV_SQRT_2PI * exp_((acc_t)-0.5 * k * k);
+      return dy * ((acc_t)0.5 * (1 + erf_(k * (acc_t)SQRT_HALF)) + k * (acc_t)INV_SQRT_2PI * exp_((acc_t)-0.5 * k * k));
     case GELU_TANH: {
       acc_t t = tanh_(gelu_inner(k));
-      return (acc_t)0.5 * (1 + t) +
-             (acc_t)0.5 * k * (1 - t * t) * (acc_t)SQRT_2_OVER_PI * (1 + (acc_t)(3 * 0.044715) * k * k);
+      return dy * ((acc_t)0.5 * (1 + t) +
+                   (acc_t)0.5 * k * (1 - t * t) * (acc_t)SQRT_2_OVER_PI * (1 + (acc_t)(3 * 0.044715) * k * k));
     }
-    case SOFTPLUS: return sigmoid(k);
-    case EXP: return k;
-    case LOG: return 1 / k;
-    case SQRT: return (acc_t)0.5 / k;
-    case ABS: return (acc_t)((k > 0) - (k < 0));
-    case SQUARE: return 2 * k;
-    case POW: return a == 0 ? 0 : a * pow_(k, a - 1);
-    case AFFINE: return a;
-    default: return k >= a && k <= b ? 1 : 0;  // CLIP
+    case SOFTPLUS: return dy * sigmoid(k);
+    case EXP: return dy * k;
+    case LOG: return dy / k;  // 1 / k of a subnormal k is infinite
+    case SQRT: return dy / (2 * k);
+    case ABS: return k > 0 ? dy : k < 0 ? -dy : 0;
+    case SQUARE: return dy * (2 * k);
+    case POW: return a == 0 ? 0 : dy * (a * pow_(k, a - 1));
+    case AFFINE: return dy * a;
+    default: return k >= a && k <= b ? dy : 0;  // CLIP
   }
 }
 
@@ -97,11 +98,11 @@ extern "C" __global__ void unary_bwd(scalar_t* __restrict__ dx, const scalar_t* 
       load_pack(g, dy + i);
       load_pack(v, k + i);
 #pragma unroll
-      for (int j = 0; j < PACK; ++j) g[j] *= derivative(v[j], (acc_t)a, (acc_t)b);
+      for (int j = 0; j < PACK; ++j) g[j] = gradient(g[j], v[j], (acc_t)a, (acc_t)b);
       store_pack(dx + i, g);
     }
   }
   for (i64 i = first_alone(n); i < n; i += (i64)gridDim.x * blockDim.x) {
-    store(dx + i, (acc_t)(load(dy + i) * derivative(load(k + i), (acc_t)a, (acc_t)b)));
+    store(dx + i, gradient(load(dy + i), load(k + i), (acc_t)a, (acc_t)b));
   }
 }

@@ -35,6 +35,8 @@ pub struct Array {
     dtype: DType,
     layout: Layout,
     storage: Storage,
+    /// Read from a tensor on the tape while recording: in another tensor the tape would not find it.
+    recorded: bool,
 }
 
 /// What an array was before a write in place.
@@ -294,12 +296,29 @@ impl Array {
 
     /// A host array around `storage`.
     pub(crate) fn host(storage: CpuStorage, shape: &[usize], dtype: DType) -> Self {
-        Array { shape: shape.to_vec(), dtype, layout: Layout::RowMajor, storage: Storage::Cpu(storage) }
+        Array { shape: shape.to_vec(), dtype, layout: Layout::RowMajor, storage: Storage::Cpu(storage), recorded: false }
     }
 
     /// A device array around `buffer`.
     pub(crate) fn device(buffer: DeviceBuffer, shape: &[usize], dtype: DType) -> Self {
-        Array { shape: shape.to_vec(), dtype, layout: Layout::RowMajor, storage: Storage::Cuda(Arc::new(buffer)) }
+        Array {
+            shape: shape.to_vec(),
+            dtype,
+            layout: Layout::RowMajor,
+            storage: Storage::Cuda(Arc::new(buffer)),
+            recorded: false,
+        }
+    }
+
+    /// The same array, marked as read from a tensor on the tape, or not.
+    pub(crate) fn with_recorded(mut self, recorded: bool) -> Self {
+        self.recorded = recorded;
+        self
+    }
+
+    /// True when it was read from a tensor on the tape, in [`crate::autograd::record`].
+    pub(crate) fn is_recorded(&self) -> bool {
+        self.recorded
     }
 
     /// Declares the memory to be in `layout`; the caller has written it so.

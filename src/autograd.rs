@@ -56,7 +56,9 @@ pub trait Op: Debug + Send + Sync + 'static {
 pub struct Saved {
     arrays: Vec<Array>,
     needs: Vec<bool>,
-    shapes: Vec<Vec<usize>>,
+    inputs: Vec<Meta>,
+    /// The op that ran forward, and its outputs: what gradients have to look like.
+    ran: Option<(&'static str, Vec<Meta>)>,
     /// The gradient that arrives is the 1 that a backward pass begins with.
     ones: bool,
     /// By input, from the end of the forward pass on.
@@ -66,8 +68,7 @@ pub struct Saved {
 impl Saved {
     /// For inputs `x`, of which those with `needs` want a gradient.
     pub fn new(x: &[&Array], needs: Vec<bool>) -> Self {
-        let shapes = x.iter().map(|a| a.shape().to_vec()).collect();
-        Saved { arrays: Vec::new(), needs, shapes, ones: false, arrived: Vec::new() }
+        Saved { needs, inputs: x.iter().map(|a| Meta::of(a)).collect(), ..Saved::default() }
     }
 
     /// Keeps an array (shared, not copied), to be read as `saved.get(0)`, `saved.get(1)`, … in the order of keeping.
@@ -97,7 +98,7 @@ impl Saved {
 
     /// The shape of input `i`; empty when there is no such input.
     pub fn shape(&self, i: usize) -> &[usize] {
-        self.shapes.get(i).map_or(&[], Vec::as_slice)
+        self.inputs.get(i).map_or(&[], |m| &m.shape)
     }
 
     /// True when it is known that dy, of an op with one output, is 1 everywhere: [`Tensor::backward`] begins with this op.
@@ -120,9 +121,97 @@ impl Saved {
         Ok(())
     }
 
+    /// Notes what the forward pass of `op` on `x` gave, and hands it on: the end of each of this crate's forward passes. The engine
+    /// does the same for users' ops.
+    ///
+    /// # Errors
+    /// [`Error::Autograd`] when this was made for other inputs than `x`, or has served a forward pass already.
+    pub(crate) fn outputs(&mut self, op: &'static str, x: &[&Array], y: Vec<Array>) -> Result<Vec<Array>> {
+        if self.wanted() {
+            if self.inputs.len() != x.len() || self.inputs.iter().zip(x).any(|(m, a)| *m != Meta::of(a)) {
+                return Err(Error::Autograd(format!("{op}: `Saved` was made for other inputs")));
+            }
+            if let Some((other, _)) = self.ran {
+                return Err(Error::Autograd(format!("{op}: `Saved` has served a forward pass of {other} already")));
+            }
+        }
+        self.note(op, &y);
+        Ok(y)
+    }
+
+    /// [`Saved::outputs`] for an op that does not call it.
+    pub(crate) fn note(&mut self, op: &'static str, y: &[Array]) {
+        self.ran = Some((op, y.iter().map(Meta::of).collect()));
+    }
+
+    /// The gradients of the `N` outputs of `op`, which are what they have to be: how each of this crate's backward passes begins, since
+    /// anybody may call it.
+    ///
+    /// # Errors
+    /// As for [`Saved::check`].
+    pub(crate) fn gradients<'a, const N: usize>(&self, op: &'static str, dy: &'a [Array]) -> Result<&'a [Array; N]> {
+        self.check(op, dy)?;
+        dy.try_into().map_err(|_| Error::Autograd(format!("{op}: {N} gradients are needed, {} are given", dy.len())))
+    }
+
+    /// Whether `dy` can be the gradients of what the forward pass of `op` gave.
+    ///
+    /// # Errors
+    /// [`Error::Autograd`] when there was no such pass or their number is another one; [`Error::Shape`], [`Error::DTypes`] or
+    /// [`Error::Context`] when one is not like its output.
+    pub(crate) fn check(&self, op: &'static str, dy: &[Array]) -> Result<()> {
+        let outputs = match &self.ran {
+            Some((name, outputs)) if *name == op => outputs,
+            Some((name, _)) => return Err(Error::Autograd(format!("{op}: `Saved` is from a forward pass of {name}"))),
+            None => return Err(Error::Autograd(format!("{op}: backward needs the `Saved` of a forward pass"))),
+        };
+        if dy.len() != outputs.len() {
+            return Err(Error::Autograd(format!("{op}: {} outputs, {} gradients", outputs.len(), dy.len())));
+        }
+        dy.iter().zip(outputs).try_for_each(|(dy, y)| y.takes(op, "a gradient of another shape than its output", dy))
+    }
+
+    /// Whether `dx` can be the gradients of the inputs.
+    ///
+    /// # Errors
+    /// As for [`Saved::check`].
+    pub(crate) fn takes(&self, op: &'static str, dx: &[Option<Array>]) -> Result<()> {
+        if dx.len() != self.inputs() {
+            return Err(Error::Autograd(format!("{op} has {} inputs, its backward gave {} gradients", self.inputs(), dx.len())));
+        }
+        let mut both = self.inputs.iter().zip(dx).filter_map(|(x, dx)| Some((x, dx.as_ref()?)));
+        both.try_for_each(|(x, dx)| x.takes(op, "a gradient of another shape than its input", dx))
+    }
+
     /// The number of inputs.
     pub fn inputs(&self) -> usize {
-        self.shapes.len()
+        self.inputs.len()
+    }
+}
+
+/// All of an array but its elements.
+#[derive(Clone, Debug, PartialEq)]
+struct Meta {
+    shape: Vec<usize>,
+    dtype: crate::DType,
+    layout: Layout,
+    context: Context,
+}
+
+impl Meta {
+    fn of(a: &Array) -> Self {
+        Meta { shape: a.shape().to_vec(), dtype: a.dtype(), layout: a.layout(), context: a.context() }
+    }
+
+    /// Errs unless `gradient` has this shape, dtype and device. Integers have no gradient: what stands for theirs is not looked at.
+    fn takes(&self, op: &'static str, reason: &'static str, gradient: &Array) -> Result<()> {
+        if gradient.shape() != self.shape {
+            return Err(Error::shape(op, reason, &[gradient.shape(), &self.shape]));
+        }
+        if self.dtype.is_float() && gradient.dtype() != self.dtype {
+            return Err(Error::DTypes { op, left: gradient.dtype(), right: self.dtype });
+        }
+        gradient.context().same(op, &self.context)
     }
 }
 
@@ -195,6 +284,7 @@ pub(crate) struct Node {
     /// Taken by the backward pass.
     saved: Mutex<Option<Saved>>,
     inputs: Vec<Option<Edge>>,
+    /// From which a zero gradient is made for an output that nobody used.
     outputs: Vec<Meta>,
 }
 
@@ -205,15 +295,6 @@ pub(crate) enum Edge {
     Leaf(Tensor),
     /// Output `.1` of another node.
     Node(Arc<Node>, usize),
-}
-
-/// What is needed to make a zero gradient for an output that nobody used.
-#[derive(Clone, Debug)]
-struct Meta {
-    shape: Vec<usize>,
-    dtype: crate::DType,
-    layout: Layout,
-    context: Context,
 }
 
 impl Drop for Node {
@@ -273,13 +354,13 @@ pub(crate) fn apply_with(op: Arc<dyn Op>, inputs: &[&Tensor], forward: &mut Forw
     if !saved.wanted() {
         return Ok(outputs.into_iter().map(Tensor::new).collect());
     }
-    let meta = |a: &Array| Meta { shape: a.shape().to_vec(), dtype: a.dtype(), layout: a.layout(), context: a.context() };
+    saved.note(op.name(), &outputs);
     let node = Arc::new(Node {
         op,
         id: NEXT.fetch_add(1, Ordering::Relaxed),
         saved: Mutex::new(Some(saved)),
         inputs: edges,
-        outputs: outputs.iter().map(meta).collect(),
+        outputs: outputs.iter().map(Meta::of).collect(),
     });
     let tensor = |(i, a): (usize, Array)| {
         // Integers (an argmax, say) carry no gradient.
@@ -372,6 +453,7 @@ impl Node {
         saved.ones = pending.ones == Some(self.id);
         let zeros = |m: &Meta| Ok(Array::zeros(&m.shape, m.dtype, &m.context)?.with_layout(m.layout));
         let dy = slots.into_iter().zip(&self.outputs).map(|(s, m)| s.map_or_else(|| zeros(m), Ok)).collect::<Result<Vec<_>>>()?;
+        saved.check(name, &dy)?;
         for (i, edge) in self.inputs.iter().enumerate() {
             if let Some(edge) = edge.as_ref().filter(|_| self.op.adds(i))
                 && let Some(sum) = pending.take(edge)
@@ -380,25 +462,15 @@ impl Node {
             }
         }
         let mut dx = self.op.backward(&saved, &dy)?;
-        if dx.len() != self.inputs.len() {
-            return Err(Error::Autograd(format!(
-                "{name} has {} inputs, its backward gave {} gradients",
-                self.inputs.len(),
-                dx.len()
-            )));
-        }
+        saved.takes(name, &dx)?;
         for (dx, arrived) in dx.iter_mut().zip(&saved.arrived) {
             // Without a gradient of the op's own it stays what it was.
             *dx = dx.take().or_else(|| arrived.clone());
         }
         // What the forward pass kept is free before the gradients travel on.
-        let shapes = saved.shapes.clone();
         drop((saved, dy));
-        for ((edge, dx), shape) in self.inputs.iter().zip(dx).zip(shapes) {
+        for (edge, dx) in self.inputs.iter().zip(dx) {
             if let (Some(edge), Some(dx)) = (edge, dx) {
-                if dx.shape() != shape {
-                    return Err(Error::shape(name, "a gradient of another shape than its input", &[dx.shape(), &shape]));
-                }
                 pending.arrive(edge, dx)?;
             }
         }

@@ -123,19 +123,11 @@ fn run(op: &dyn Op, inputs: &[Array], ctx: &Context, rounded: DType) -> Result<P
     let refs: Vec<&Array> = inputs.iter().collect();
     let mut saved = Saved::new(&refs, inputs.iter().map(|a| a.dtype().is_float()).collect());
     let outputs = op.forward(&refs, &mut saved)?;
+    saved.note(op.name(), &outputs);
     let dy = cotangents(&outputs, ctx, rounded)?;
+    saved.check(op.name(), &dy)?;
     let gradients = op.backward(&saved, &dy)?;
-    if gradients.len() != inputs.len() {
-        return Err(Error::Check(format!("{}: {} inputs, {} gradients", op.name(), inputs.len(), gradients.len())));
-    }
-    for (g, x) in gradients.iter().zip(inputs) {
-        if let Some(g) = g
-            && g.shape() != x.shape()
-        {
-            let reason = format!("{}: a gradient of another shape", op.name());
-            return Err(Error::shape("check", reason, &[g.shape(), x.shape()]));
-        }
-    }
+    saved.takes(op.name(), &gradients)?;
     for i in (0..inputs.len()).filter(|&i| op.adds(i)) {
         added(op, i, &mut saved, &dy, &gradients)?;
     }

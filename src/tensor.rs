@@ -55,7 +55,7 @@ impl Tensor {
     fn build(array: Array, origin: Option<(Arc<Node>, usize)>, variable: Option<Mutex<Variable>>) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        Tensor(Arc::new(Inner { id, value: RwLock::new(array), origin, variable }))
+        Tensor(Arc::new(Inner { id, value: RwLock::new(array.with_recorded(false)), origin, variable }))
     }
 
     /// A tensor of `shape` with the elements of `data` in row-major order.
@@ -97,15 +97,16 @@ impl Tensor {
 
     /// The array itself, sharing its memory.
     pub fn array(&self) -> Array {
-        self.0.value.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.read(Array::clone).with_recorded(self.is_recorded())
     }
 
     /// Replaces the array in place: for parameters and running statistics. Not recorded.
     ///
     /// # Errors
-    /// [`Error::Shape`] when the shape changes, [`Error::Autograd`] when the tensor is the result of a recorded operation.
+    /// [`Error::Shape`] when the shape changes, [`Error::Autograd`] when the tensor is the result of a recorded operation; and in
+    /// [`autograd::record`] when it or the tensor that `array` was read from is on the tape.
     pub fn set_array(&self, array: Array) -> Result<()> {
-        self.update(|value| {
+        self.write_in_place("set_array", array.is_recorded(), |value| {
             if value.shape() != array.shape() {
                 return Err(Error::shape("set_array", "the shape must stay", &[value.shape(), array.shape()]));
             }
@@ -115,7 +116,34 @@ impl Tensor {
     }
 
     /// Lets `f` change the array in place. Not recorded.
+    ///
+    /// # Errors
+    /// Of `f`; [`Error::Autograd`] when the tensor is the result of a recorded operation, and in [`autograd::record`] when it is on
+    /// the tape.
     pub fn update(&self, f: impl FnOnce(&mut Array) -> Result<()>) -> Result<()> {
+        self.write_in_place("update", false, f)
+    }
+
+    /// Where a gradient of this tensor would go, is something recorded now?
+    pub(crate) fn is_recorded(&self) -> bool {
+        autograd::is_recording() && self.edge().is_some()
+    }
+
+    /// What every write into a tensor goes through; `recorded` says that a value comes from the tape.
+    ///
+    /// Like every write but those of optimizers it is refused where the tape would miss it: the gradient would be that of the old value.
+    pub(crate) fn write_in_place(
+        &self,
+        op: &'static str,
+        recorded: bool,
+        f: impl FnOnce(&mut Array) -> Result<()>,
+    ) -> Result<()> {
+        if autograd::is_recording() && (recorded || self.is_recorded()) {
+            return Err(Error::Autograd(format!(
+                "{op} changes a value in place, which the tape cannot undo: use an operation that gives a new tensor (such as \
+                 slice_assign), the value's detach(), or autograd::pause"
+            )));
+        }
         if self.0.origin.is_some() {
             return Err(Error::Autograd("the result of a recorded operation cannot be changed in place".into()));
         }
@@ -166,14 +194,15 @@ impl Tensor {
     /// ```
     ///
     /// # Errors
-    /// As for [`Array::copy_from`]; [`Error::Autograd`] when the tensor is the result of a recorded operation.
+    /// As for [`Array::copy_from`]; [`Error::Autograd`] when the tensor is the result of a recorded operation, and in
+    /// [`autograd::record`] when either is on the tape.
     pub fn copy_from(&self, other: &Tensor) -> Result<()> {
         if Arc::ptr_eq(&self.0, &other.0) {
             return Ok(());
         }
         // Read first: two locks at once could wait for each other.
         let other = other.array();
-        self.update(|a| a.copy_from(&other))
+        self.write_in_place("copy_from", other.is_recorded(), |a| a.copy_from(&other))
     }
 
     /// The shape.
@@ -220,11 +249,15 @@ impl Tensor {
         f(&self.0.value.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The elements as f32 in row-major order (rounded if the dtype is another one); waits for the device.
+    /// The elements as f32 in row-major order, rounded if they are another float type; waits for the device.
+    ///
+    /// # Errors
+    /// [`Error::DType`] for an integer that f32 does not hold, as indices beyond 2²⁴ may be: `array().to_vec::<i64>()` gives those.
     pub fn to_vec(&self) -> Result<Vec<f32>> {
         let a = self.array();
         match a.dtype() {
             DType::F32 => a.to_vec(),
+            DType::I64 => a.to_vec::<i64>()?.into_iter().map(whole).collect(),
             _ => Ok(a.to_f64_vec()?.into_iter().map(|x| x as f32).collect()),
         }
     }
@@ -294,6 +327,10 @@ impl Tensor {
         if dy.shape() != self.shape() {
             return Err(Error::shape("backward", "the head gradient must have the tensor's shape", &[&self.shape(), dy.shape()]));
         }
+        if dy.dtype() != self.dtype() {
+            return Err(Error::DTypes { op: "backward", left: self.dtype(), right: dy.dtype() });
+        }
+        self.context().same("backward", &dy.context())?;
         autograd::backward(self.edge(), dy, false, retain)
     }
 
@@ -353,4 +390,14 @@ impl Tensor {
             .ok_or_else(|| Error::Autograd("this tensor has no gradient: call attach_grad first".into()))?;
         Ok(v.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+/// An integer as f32, if that holds it.
+fn whole(v: i64) -> Result<f32> {
+    // In i128, since 2⁶³ itself would come back as 2⁶³ − 1.
+    let (wide, dtype) = (v as f32, DType::I64);
+    if wide as i128 == i128::from(v) {
+        return Ok(wide);
+    }
+    Err(Error::DType { op: "to_vec", dtype, hint: "f32 does not hold a value exactly: use `array().to_vec::<i64>()`" })
 }

@@ -69,8 +69,10 @@ impl Case {
         if let Some(absent) = expected.chain(inputs.iter().map(|i| format!("in.{i}"))).find(|n| !tensors.contains_key(n)) {
             return Err(bad(path, format!("{absent} is named but not there")));
         }
-        // A gradient that the file holds but does not name would go unchecked.
-        if let Some(extra) = tensors.keys().find(|k| k.strip_prefix("grad.").is_some_and(|g| !grads.iter().any(|n| n == g))) {
+        // What the file holds but does not name would go unchecked.
+        let unnamed =
+            |k: &String, prefix: &str, names: &[String]| k.strip_prefix(prefix).is_some_and(|n| !names.iter().any(|m| m == n));
+        if let Some(extra) = tensors.keys().find(|k| unnamed(k, "grad.", &grads) || unnamed(k, "out.", &outputs)) {
             return Err(bad(path, format!("{extra} is there but not named")));
         }
         let (rtol, atol) = (number("rtol")?, number("atol")?);
@@ -374,12 +376,12 @@ fn files() -> (PathBuf, Vec<PathBuf>) {
 #[test]
 fn every_case_agrees_with_the_engines() {
     let (folder, files) = files();
-    let (mut failures, mut runs) = (Vec::new(), 0);
+    let (mut unreadable, mut failures, mut runs) = (Vec::new(), Vec::new(), 0);
     for path in &files {
         let case = match Case::read(path) {
             Ok(case) => case,
             Err(e) => {
-                failures.push(e.to_string());
+                unreadable.push(e.to_string());
                 continue;
             }
         };
@@ -400,7 +402,27 @@ fn every_case_agrees_with_the_engines() {
     }
     println!("{} cases of {}, {runs} runs", files.len(), folder.display());
     assert!(!files.is_empty(), "no case in {}", folder.display());
+    assert!(unreadable.is_empty(), "{} of {} files cannot be read:\n{}", unreadable.len(), files.len(), unreadable.join("\n"));
     assert!(failures.is_empty(), "{} of {runs} runs failed:\n{}", failures.len(), failures.join("\n"));
+}
+
+#[test]
+fn a_file_with_an_output_that_it_does_not_name_is_refused() {
+    let (folder, files) = files();
+    let bytes = fs::read(files.iter().find(|f| f.ends_with("relu_001.safetensors")).expect("relu_001")).unwrap();
+    let read = |from: &str, to: &str| {
+        // Both of one length: the offsets in the file stay right.
+        let mut bytes = bytes.clone();
+        let at = bytes.windows(from.len()).position(|w| w == from.as_bytes()).unwrap_or_else(|| panic!("no {from}"));
+        bytes[at..at + from.len()].copy_from_slice(to.as_bytes());
+        let path = env::temp_dir().join(format!("hadal-fixture-{}-{}.safetensors", std::process::id(), to.len()));
+        fs::write(&path, bytes).unwrap();
+        let read = Case::read(&path).map(|_| ()).map_err(|e| e.to_string());
+        fs::remove_file(&path).unwrap();
+        read
+    };
+    assert_eq!(read("out.y", "out.y"), Ok(()), "{}", folder.display());
+    assert!(read("cot.y", "out.z").unwrap_err().contains("out.z is there but not named"));
 }
 
 #[test]

@@ -245,10 +245,10 @@ fn relu(v: f32) -> f32 {
     if v < 0.0 { 0.0 } else { v }
 }
 
-/// dy where y > 0, else 0.
+/// 0 where ReLU gave y = 0, else dy: also where NaN went through.
 #[inline(always)]
 fn masked(dy: f32, y: f32) -> f32 {
-    if y > 0.0 { dy } else { 0.0 }
+    if y <= 0.0 { 0.0 } else { dy }
 }
 
 /// Sums of g, of g * (x - mean) and of x - mean per channel; g is dy, where `y` is given masked by it.

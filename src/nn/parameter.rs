@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::{
     Array, Context, DType, Error, Layout, Result, Tensor,
-    autograd::GradReq,
+    autograd::{self, GradReq},
     cuda::capture,
     init::{Constant, Init},
     random::{self, Draw},
@@ -141,7 +141,11 @@ impl Parameter {
     /// Has the values in another memory layout from now on; they stay where a graph is being captured, which would do it in each replay.
     pub(super) fn lay_out(&self, layout: Layout) -> Result<()> {
         let value = self.data()?;
-        if value.layout() == layout || capture::active() { Ok(()) } else { value.set_array(value.array().to_layout(layout)?) }
+        if value.layout() == layout || capture::active() {
+            return Ok(());
+        }
+        // The same values: nothing that the tape would have to know.
+        autograd::pause(|| value.set_array(value.array().to_layout(layout)?))
     }
 
     /// Gives it values on `ctx`, whatever it had, in its dtype; the shape must fit what is known of it.

@@ -136,12 +136,13 @@ impl BinaryKind {
     pub(super) fn gradient<F: Real + Number>(self, dy: F, a: F, b: F, side: usize) -> F {
         match (self, side) {
             (Div, 0) => dy / b,
-            (Div, _) => <F as Number>::ZERO - (dy / b) * (a / b),
+            // a / b first: dy / b of a subnormal b is infinite, and a may be 0.
+            (Div, _) => -dy * ((a / b) / b),
             // Where the factor in front is 0 the derivative is 0, though the rest may be infinite.
             (Power, 0) if b == <F as Number>::ZERO => <F as Number>::ZERO,
-            (Power, 0) => dy * b * a.power(b - <F as Number>::ONE),
+            (Power, 0) => dy * (b * a.power(b - <F as Number>::ONE)),
             (Power, _) if a == <F as Number>::ZERO && b >= <F as Number>::ZERO => <F as Number>::ZERO,
-            (Power, _) => dy * a.power(b) * Real::ln(a),
+            (Power, _) => dy * (a.power(b) * Real::ln(a)),
             (Maximum, _) => pick((a >= b || Number::is_nan(a)) == (side == 0), dy),
             (Minimum, _) => pick((a <= b || Number::is_nan(a)) == (side == 0), dy),
             _ => <F as Number>::ZERO,
@@ -247,11 +248,11 @@ impl Op for Binary {
                 saved.keep(x);
             }
         }
-        Ok(vec![y])
+        saved.outputs(self.name(), x, vec![y])
     }
 
     fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
-        let (kind, dy) = (self.0, &dy[0]);
+        let (kind, [dy]) = (self.0, saved.gradients(self.name(), dy)?);
         if kind.is_comparison() {
             return Ok(vec![None, None]);
         }
@@ -288,22 +289,23 @@ impl Op for AddN {
         "add_n"
     }
 
-    fn forward(&self, x: &[&Array], _: &mut Saved) -> Result<Vec<Array>> {
+    fn forward(&self, x: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
         let Some((first, rest)) = x.split_first() else {
             return Err(Error::invalid("add_n", "one input at least is needed"));
         };
         let mut y = (*first).clone();
-        for x in rest {
-            if x.shape() != first.shape() {
-                return Err(Error::shape("add_n", "all operands need one shape", &[first.shape(), x.shape()]));
+        for b in rest {
+            if b.shape() != first.shape() {
+                return Err(Error::shape("add_n", "all operands need one shape", &[first.shape(), b.shape()]));
             }
-            same_dtype("add_n", first, x)?;
-            y = binary(Add, &y, x)?;
+            same_dtype("add_n", first, b)?;
+            y = binary(Add, &y, b)?;
         }
-        Ok(vec![y])
+        saved.outputs(self.name(), x, vec![y])
     }
 
     fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
-        Ok((0..saved.inputs()).map(|_| Some(dy[0].clone())).collect())
+        let [dy] = saved.gradients(self.name(), dy)?;
+        Ok((0..saved.inputs()).map(|_| Some(dy.clone())).collect())
     }
 }

@@ -68,16 +68,16 @@ impl Op for BinaryScalar {
         self.kind.name()
     }
 
-    fn forward(&self, x: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
-        let [x] = x else { return Err(Error::invalid(self.name(), "one input is needed")) };
+    fn forward(&self, inputs: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
+        let [x] = inputs else { return Err(Error::invalid(self.name(), "one input is needed")) };
         if saved.wanted() && self.kept() {
             saved.keep(x);
         }
-        Ok(vec![scalar(self.kind, x, self.scalar, self.flipped)?])
+        saved.outputs(self.name(), inputs, vec![scalar(self.kind, x, self.scalar, self.flipped)?])
     }
 
     fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
-        let dy = &dy[0];
+        let [dy] = saved.gradients(self.name(), dy)?;
         let dx = match self.kind {
             Add => dy.clone(),
             Sub if self.flipped => scalar(Mul, dy, -1.0, false)?,

@@ -68,18 +68,19 @@ impl Op for Cast {
         "cast"
     }
 
-    fn forward(&self, x: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
-        let [x] = x else { return Err(Error::invalid("cast", "one input is needed")) };
+    fn forward(&self, inputs: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
+        let [x] = inputs else { return Err(Error::invalid("cast", "one input is needed")) };
         if saved.wanted() {
             // An empty array that knows the dtype to go back to.
             saved.keep(&Array::zeros(&[0], x.dtype(), &Context::Cpu)?);
         }
-        Ok(vec![cast(x, self.to)?])
+        saved.outputs(self.name(), inputs, vec![cast(x, self.to)?])
     }
 
     fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
+        let [dy] = saved.gradients(self.name(), dy)?;
         let from = saved.get(0)?.dtype();
-        Ok(vec![if self.to.is_float() && from.is_float() { Some(cast(&dy[0], from)?) } else { None }])
+        Ok(vec![if self.to.is_float() && from.is_float() { Some(cast(dy, from)?) } else { None }])
     }
 }
 

@@ -68,12 +68,13 @@ impl Op for Concat {
         "concat"
     }
 
-    fn forward(&self, x: &[&Array], _saved: &mut Saved) -> Result<Vec<Array>> {
-        Ok(vec![join(self.name(), x, self.axis)?])
+    fn forward(&self, x: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
+        let y = join(self.name(), x, self.axis)?;
+        saved.outputs(self.name(), x, vec![y])
     }
 
     fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
-        let dy = one(self.name(), &dy.iter().collect::<Vec<_>>())?;
+        let [dy] = saved.gradients(self.name(), dy)?;
         let sizes: Vec<usize> = (0..saved.inputs()).map(|i| saved.shape(i).get(self.axis).copied().unwrap_or(0)).collect();
         Ok(divide(self.name(), dy, &sizes, self.axis)?.into_iter().map(Some).collect())
     }
@@ -93,11 +94,13 @@ impl Op for Split {
         "split"
     }
 
-    fn forward(&self, x: &[&Array], _saved: &mut Saved) -> Result<Vec<Array>> {
-        divide(self.name(), one(self.name(), x)?, &self.sizes, self.axis)
+    fn forward(&self, x: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
+        let y = divide(self.name(), one(self.name(), x)?, &self.sizes, self.axis)?;
+        saved.outputs(self.name(), x, y)
     }
 
-    fn backward(&self, _saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
+    fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
+        saved.check(self.name(), dy)?;
         Ok(vec![Some(join(self.name(), &dy.iter().collect::<Vec<_>>(), self.axis)?)])
     }
 }

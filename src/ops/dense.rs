@@ -3,7 +3,7 @@
 use super::{
     Unary, UnaryKind,
     matmul::leading,
-    operands::{only, same_float},
+    operands::same_float,
     product::{Product, View, column_sums},
 };
 use crate::{
@@ -76,13 +76,9 @@ fn forward(x: &[&Array], activation: Option<UnaryKind>, saved: &mut Saved) -> Re
     Ok(y)
 }
 
-fn backward(saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
+fn backward(saved: &Saved, dy: &Array) -> Result<Vec<Option<Array>>> {
     let [rows, inputs, units] = extents(saved.shape(0), saved.shape(1), None)?;
-    let mut shape = saved.shape(0).to_vec();
-    if let Some(last) = shape.last_mut() {
-        *last = units;
-    }
-    let dy = only(OP, dy, &shape)?.to_layout(Layout::RowMajor)?;
+    let dy = dy.to_layout(Layout::RowMajor)?;
     let run = |p: Product, a: &Array, b: &Array, shape: &[usize]| p.run(OP, a, b, None, shape).map(Some);
     let dx = if saved.needs(0) {
         let product = single(rows, inputs, units, View::matrix(units, 1), View::matrix(inputs, 1));
@@ -110,10 +106,12 @@ impl Op for Dense {
     }
 
     fn forward(&self, x: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
-        Ok(vec![forward(x, None, saved)?])
+        let y = forward(x, None, saved)?;
+        saved.outputs(OP, x, vec![y])
     }
 
     fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
+        let [dy] = saved.gradients(OP, dy)?;
         backward(saved, dy)
     }
 }
@@ -131,13 +129,13 @@ impl Op for DenseActivation {
         if saved.wanted() {
             saved.keep(&y);
         }
-        Ok(vec![y])
+        saved.outputs(OP, x, vec![y])
     }
 
     fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
         let y = saved.get(usize::from(saved.needs(0)) + usize::from(saved.needs(1)))?;
-        let dy = only(OP, dy, y.shape())?;
-        backward(saved, &[Unary(self.0).gradient(y, dy)?])
+        let [dy] = saved.gradients(OP, dy)?;
+        backward(saved, &Unary(self.0).gradient(y, dy)?)
     }
 }
 

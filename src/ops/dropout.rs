@@ -27,13 +27,14 @@ impl Op for Dropout {
         "dropout"
     }
 
-    fn forward(&self, x: &[&Array], _: &mut Saved) -> Result<Vec<Array>> {
-        let [x] = x else { return Err(Error::invalid(self.name(), "one input is needed")) };
-        Ok(vec![self.masked(x)?])
+    fn forward(&self, inputs: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
+        let [x] = inputs else { return Err(Error::invalid(self.name(), "one input is needed")) };
+        saved.outputs(self.name(), inputs, vec![self.masked(x)?])
     }
 
-    fn backward(&self, _: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
-        Ok(vec![Some(self.masked(&dy[0])?)])
+    fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
+        let [dy] = saved.gradients(self.name(), dy)?;
+        Ok(vec![Some(self.masked(dy)?)])
     }
 }
 

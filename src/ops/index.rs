@@ -1,6 +1,6 @@
 //! Elements chosen by integers: take (rows of a table), one_hot, pick.
 
-use super::shape_ops::{first, one};
+use super::shape_ops::one;
 use crate::{
     Array, Context, DType, Error, Layout, Result, Tensor,
     autograd::{Op, Saved, apply1},
@@ -70,8 +70,8 @@ impl Op for Take {
         "take"
     }
 
-    fn forward(&self, x: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
-        let (x, index) = table_and_index(self.name(), x)?;
+    fn forward(&self, inputs: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
+        let (x, index) = table_and_index(self.name(), inputs)?;
         let (outer, rows, inner) = self.split(x.shape())?;
         let count = index.len();
         let shape = [&x.shape()[..self.axis], index.shape(), &x.shape()[self.axis + 1..]].concat();
@@ -97,11 +97,12 @@ impl Op for Take {
         if saved.wanted() {
             saved.keep(&index);
         }
-        Ok(vec![y])
+        saved.outputs(self.name(), inputs, vec![y])
     }
 
     fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
-        let (dy, index) = (first(self.name(), dy)?.to_layout(Layout::RowMajor)?, saved.get(0)?);
+        let [dy] = saved.gradients(self.name(), dy)?;
+        let (dy, index) = (dy.to_layout(Layout::RowMajor)?, saved.get(0)?);
         let shape = saved.shape(0);
         let (_, rows, inner) = self.split(shape)?;
         let count = index.len();
@@ -150,13 +151,13 @@ impl Op for OneHot {
         "one_hot"
     }
 
-    fn forward(&self, x: &[&Array], _saved: &mut Saved) -> Result<Vec<Array>> {
+    fn forward(&self, x: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
         let index = one(self.name(), x)?.to_layout(Layout::RowMajor)?;
         if index.dtype().is_float() {
             return Err(not_integers(self.name(), index.dtype()));
         }
         let shape = [index.shape(), &[self.classes]].concat();
-        match index.context() {
+        let y = match index.context() {
             Context::Cpu => {
                 let at = integers(self.name(), &index)?;
                 let mut y = Array::zeros(&shape, self.dtype, &Context::Cpu)?;
@@ -167,18 +168,20 @@ impl Op for OneHot {
                         }
                     }
                 });
-                Ok(vec![y])
+                y
             }
             Context::Gpu(_) => {
                 let y = Array::uninit(&shape, self.dtype, Layout::RowMajor, &index.context())?;
                 let n = y.len();
                 launch("one_hot", &y, None, &index)?.value(self.classes as i64).value(n as i64).run_1d(n)?;
-                Ok(vec![y])
+                y
             }
-        }
+        };
+        saved.outputs(self.name(), x, vec![y])
     }
 
-    fn backward(&self, _saved: &Saved, _dy: &[Array]) -> Result<Vec<Option<Array>>> {
+    fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
+        saved.check(self.name(), dy)?;
         Ok(vec![None])
     }
 }
@@ -192,8 +195,8 @@ impl Op for Pick {
         "pick"
     }
 
-    fn forward(&self, x: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
-        let (x, index) = table_and_index(self.name(), x)?;
+    fn forward(&self, inputs: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
+        let (x, index) = table_and_index(self.name(), inputs)?;
         let Some((&classes, lead)) = x.shape().split_last().filter(|(_, lead)| *lead == index.shape()) else {
             return Err(Error::shape(
                 self.name(),
@@ -220,11 +223,12 @@ impl Op for Pick {
         if saved.wanted() {
             saved.keep(&index);
         }
-        Ok(vec![y])
+        saved.outputs(self.name(), inputs, vec![y])
     }
 
     fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
-        let (dy, index) = (first(self.name(), dy)?.to_layout(Layout::RowMajor)?, saved.get(0)?);
+        let [dy] = saved.gradients(self.name(), dy)?;
+        let (dy, index) = (dy.to_layout(Layout::RowMajor)?, saved.get(0)?);
         let shape = saved.shape(0);
         let classes = shape.last().copied().unwrap_or(1);
         let dx = match dy.context() {

@@ -1,7 +1,7 @@
 //! Matrix products: `matmul`, `matmul_t`, `dot`.
 
 use super::{
-    operands::{only, same_float},
+    operands::same_float,
     product::{Product, View},
 };
 use crate::{
@@ -125,12 +125,13 @@ impl Op for MatMul {
         if saved.needs(1) {
             saved.keep(&a);
         }
-        Ok(vec![y])
+        saved.outputs(self.name(), x, vec![y])
     }
 
     fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
         let plan = self.plan(saved.shape(0), saved.shape(1))?;
-        let dy = only(self.name(), dy, &plan.shape)?.to_layout(Layout::RowMajor)?;
+        let [dy] = saved.gradients(self.name(), dy)?;
+        let dy = dy.to_layout(Layout::RowMajor)?;
         let (m, n, k) = (plan.m, plan.n, plan.k);
         let flipped = |flag: bool, i: usize| flag && saved.shape(i).len() > 1;
         // Each gradient is computed as its operand lies in memory: transposed, if that is.

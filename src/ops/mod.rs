@@ -56,7 +56,7 @@ pub use matmul::MatMul;
 pub use operators::Operand;
 pub use pair_loss::{PairLoss, PairLossKind};
 pub use pool::{AvgPool2d, GlobalAvgPool2d, MaxPool2d, PoolOptions};
-pub use reduce::{Arg, ArgKind, Reduce, ReduceKind};
+pub use reduce::{Arg, ArgKind, Norm, Reduce, ReduceKind};
 pub use shape_ops::{BroadcastTo, Permute, Reshape};
 pub use slice::{Pad, Slice, SliceAssign, Span};
 pub use softmax::Softmax;

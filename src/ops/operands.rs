@@ -20,18 +20,6 @@ pub(crate) fn same_float(op: &'static str, x: &[&Array]) -> Result<DType> {
     Ok(first.dtype())
 }
 
-/// The gradient of the only output.
-///
-/// # Errors
-/// [`Error::Autograd`] when there is none or its shape is not `shape`.
-pub(crate) fn only<'a>(op: &'static str, dy: &'a [Array], shape: &[usize]) -> Result<&'a Array> {
-    match dy {
-        [dy] if dy.shape() == shape => Ok(dy),
-        [dy] => Err(Error::shape(op, "the gradient must have the output's shape", &[dy.shape(), shape])),
-        _ => Err(Error::Autograd(format!("{op}: one output, {} gradients", dy.len()))),
-    }
-}
-
 /// The number of elements of a result.
 ///
 /// # Errors

@@ -2,11 +2,7 @@
 
 use std::ops;
 
-use crate::{
-    Array, Error, Result, Tensor,
-    autograd::{self, apply1},
-    shape::Display,
-};
+use crate::{Array, Error, Result, Tensor, autograd::apply1, shape::Display};
 
 use super::{
     binary::{AddN, Binary, BinaryKind, BinaryKind::*, binary},
@@ -108,7 +104,7 @@ macro_rules! in_place {
             /// Not recorded. All clones of the tensor see the change; arrays that shared its memory do not.
             ///
             /// # Errors
-            /// When y does not stretch to x's shape, and in [`autograd::record`] when x or y is on the tape.
+            /// When y does not stretch to x's shape, and in [`crate::autograd::record`] when x or y is on the tape.
             pub fn $name<'a>(&self, other: impl Into<Operand<'a>>) -> Result<()> {
                 replace($text, $kind, self, other.into())
             })*
@@ -136,18 +132,13 @@ in_place! {
 }
 
 fn replace(op: &'static str, kind: BinaryKind, x: &Tensor, y: Operand) -> Result<()> {
-    let on_tape = |t: &Tensor| autograd::is_recording() && t.edge().is_some();
-    if on_tape(x) || matches!(y, Operand::Tensor(t) if on_tape(t)) {
-        return Err(Error::Autograd(format!(
-            "{op} changes a value in place, which the tape cannot undo: use the operator, or autograd::pause"
-        )));
-    }
     // Read before the lock: y may be x itself.
     let y: Result<Array, f64> = match y {
         Operand::Tensor(t) => Ok(t.array()),
         Operand::Number(s) => Err(s),
     };
-    x.update(|value| {
+    let recorded = y.as_ref().is_ok_and(Array::is_recorded);
+    x.write_in_place(op, recorded, |value| {
         *value = match &y {
             Ok(y) => {
                 value.context().same(op, &y.context())?;

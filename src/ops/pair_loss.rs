@@ -102,8 +102,8 @@ impl Op for PairLoss {
         }
     }
 
-    fn forward(&self, x: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
-        let [x, z] = x else { return Err(Error::invalid(self.name(), "a prediction and a label are needed")) };
+    fn forward(&self, inputs: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
+        let [x, z] = inputs else { return Err(Error::invalid(self.name(), "a prediction and a label are needed")) };
         if x.len() != z.len() {
             return Err(Error::shape(self.name(), "a label needs as many elements as the prediction", &[x.shape(), z.shape()]));
         }
@@ -143,11 +143,11 @@ impl Op for PairLoss {
             saved.keep(&x);
             saved.keep(&z);
         }
-        Ok(vec![loss])
+        saved.outputs(self.name(), inputs, vec![loss])
     }
 
     fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
-        let (x, z, dy) = (saved.get(0)?, saved.get(1)?, &dy[0]);
+        let ([dy], x, z) = (saved.gradients(self.name(), dy)?, saved.get(0)?, saved.get(1)?);
         let (rows, scale) = self.plan(x);
         let per = rows.len();
         if x.context().is_gpu() {
@@ -167,13 +167,15 @@ impl Op for PairLoss {
         }
         real_type!(self.name(), x.dtype(), F => {
             let (x_, z_, dy) = (x.real::<F>(self.name())?, z.real::<F>(self.name())?, dy.real::<F>(self.name())?);
-            let scale = F::from_f64(scale);
+            let (scale, dead) = (F::from_f64(scale), self.kind == Absolute);
             let gradient = |shape: &[usize], f: &(dyn Fn(F, F) -> F + Sync)| {
                 let mut out = Buffer::<F>::stale(x.len());
                 parallel::rows(&mut out, per, |b, out| {
                     let g = dy[b] * scale;
                     for (k, out) in out.iter_mut().enumerate() {
-                        *out = g * f(x_[b * per + k], z_[b * per + k]);
+                        let d = f(x_[b * per + k], z_[b * per + k]);
+                        // A dead unit of |x − z|: nothing of an infinite g.
+                        *out = if dead && d == F::ZERO { F::ZERO } else { g * d };
                     }
                 });
                 Array::from_real(out, shape, x.dtype())

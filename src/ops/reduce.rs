@@ -1,21 +1,23 @@
 //! Sums, means, products and extrema over axes, and where the extrema are.
 //!
-//! CPU: accumulated in f64 (i64 for the integers) in fixed pieces, so that neither the number of elements nor that of
-//! threads changes the last digits of an f32 result; f64 itself by plain loops. GPU: a block for each output, or a
-//! thread for each when neighbouring outputs are neighbours in memory; few outputs of many elements in two passes.
+//! Accumulated in f64 (i64 for the integers), also what the halves and f32 have between two passes: nothing overflows or is rounded
+//! before the result is. CPU: in fixed pieces, so that neither the number of elements nor that of threads changes the last digits of
+//! an f32 result; f64 itself by halves. GPU: a block for each output, or a thread for each when neighbouring outputs are
+//! neighbours in memory; few outputs of many elements in two passes.
 //! All orders are fixed, so results are the same bits each time.
 
 mod arg;
 mod cpu;
 mod gpu;
+mod norm;
 mod plan;
 
 pub use arg::{Arg, ArgKind};
+pub use norm::Norm;
 
 use crate::{
-    Array, Context, DType, Error, Result, Tensor,
+    Array, DType, Error, Result, Tensor,
     autograd::{Op, Saved, apply1},
-    cpu::buffers::Buffer,
     dtype::real_type,
     shape::numel,
 };
@@ -48,10 +50,8 @@ pub enum ReduceKind {
 enum Fold {
     Sum,
     Prod,
-    /// The product of the elements that are not 0.
-    ProdNonzero,
-    /// How many elements are 0.
-    Zeros,
+    /// The sum of the squares; of floats, always as f64.
+    Squares,
 }
 
 /// y = a reduction of x over `axes` (all of them when empty, negative ones count from the end).
@@ -82,8 +82,8 @@ impl Op for Reduce {
         }
     }
 
-    fn forward(&self, x: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
-        let [x] = x else { return Err(Error::invalid(self.name(), "one input is needed")) };
+    fn forward(&self, inputs: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
+        let [x] = inputs else { return Err(Error::invalid(self.name(), "one input is needed")) };
         let plan = |order| Plan::new(self.name(), x, &self.axes, self.keepdims, order);
         let y = match self.kind {
             Sum => fold(x, &plan(Order::Memory)?, Fold::Sum, 1.0, wide_integer(x.dtype()))?,
@@ -109,11 +109,11 @@ impl Op for Reduce {
                 y
             }
         };
-        Ok(vec![y])
+        saved.outputs(self.name(), inputs, vec![y])
     }
 
     fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
-        let (shape, dy) = (saved.shape(0), &dy[0]);
+        let (shape, [dy]) = (saved.shape(0), saved.gradients(self.name(), dy)?);
         // With the reduced axes as 1, dy broadcasts to x.
         let kept = plan::kept_shape(self.name(), shape, &self.axes)?;
         let layout = dy.layout();
@@ -154,38 +154,13 @@ fn fold(x: &Array, plan: &Plan, how: Fold, divisor: f64, out: DType) -> Result<A
     })
 }
 
-/// dxᵢ = dy · Π_{j≠i} xⱼ.
-///
-/// With P the product of the elements that are not 0, and Z the number of those that are:
-/// P / xᵢ for Z = 0; P at the only zero and 0 elsewhere for Z = 1; 0 for Z > 1.
+/// dxᵢ = dy · Π_{j≠i} xⱼ; 0 where that product is, whatever dy is.
 fn prod_gradient(x: &Array, dy: &Array, axes: &[isize]) -> Result<Array> {
     let plan = Plan::new("prod", x, axes, true, Order::Memory)?;
-    let wide = if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
-    if x.context() == Context::Cpu && wide == DType::F64 {
-        return cpu::prod_gradient(x, dy, &plan);
-    }
-    let p = fold(x, &plan, Fold::ProdNonzero, 1.0, wide)?;
-    let z = fold(x, &plan, Fold::Zeros, 1.0, wide)?;
     if x.context().is_gpu() {
-        return gpu::prod_gradient(x, dy, &p, &z);
+        return gpu::prod_gradient(x, dy, &plan);
     }
-    real_type!("prod", x.dtype(), F => {
-        let (x_, dy_) = (x.real::<F>("prod")?, expand(dy, x.shape(), x.layout())?);
-        let (p, z) = (expand(&p, x.shape(), x.layout())?, expand(&z, x.shape(), x.layout())?);
-        let (p, z, dy_) = (p.real::<F>("prod")?, z.real::<F>("prod")?, dy_.real::<F>("prod")?);
-        let mut dx = Buffer::<F>::stale(x.len());
-        crate::cpu::parallel::chunks(&mut dx, |start, dx| {
-            for (i, dx) in dx.iter_mut().enumerate() {
-                let i = start + i;
-                *dx = match z[i] {
-                    0.0 => dy_[i] * (p[i] / x_[i]),
-                    1.0 if x_[i] == 0.0 => dy_[i] * p[i],
-                    _ => 0.0,
-                };
-            }
-        });
-        Ok(Array::from_real(dx, x.shape(), x.dtype()).with_layout(x.layout()))
-    })
+    real_type!("prod", x.dtype(), F => cpu::prod_gradient::<F>(x, dy, &plan))
 }
 
 /// `a` summed over the axes along which `shape` was stretched to a's: the way back through broadcasting.
@@ -249,17 +224,4 @@ methods! {
     min, min_keepdims => Min;
     /// Π x over `axes`, all of them when the list is empty; 1 of no elements.
     prod, prod_keepdims => Prod;
-}
-
-impl Tensor {
-    /// ‖x‖ = √Σx² over `axes`, all of them when the list is empty; its gradient at x = 0 is NaN.
-    ///
-    /// ```
-    /// use hadal::{Tensor, cpu};
-    /// assert_eq!(Tensor::from_vec(vec![3f32, 4.], &[2], &cpu())?.norm(&[])?.item()?, 5.0);
-    /// # Ok::<(), hadal::Error>(())
-    /// ```
-    pub fn norm(&self, axes: &[isize]) -> Result<Tensor> {
-        self.square()?.sum(axes)?.sqrt()
-    }
 }

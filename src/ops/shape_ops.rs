@@ -16,11 +16,6 @@ pub(super) fn one<'a>(op: &'static str, x: &[&'a Array]) -> Result<&'a Array> {
     }
 }
 
-/// The gradient of an op's first output.
-pub(super) fn first<'a>(op: &'static str, dy: &'a [Array]) -> Result<&'a Array> {
-    dy.first().ok_or_else(|| Error::invalid(op, "no gradient is given"))
-}
-
 /// The elements in row-major order under another shape of the same size; the gradient is shaped back.
 #[derive(Clone, Debug)]
 pub struct Reshape {
@@ -33,12 +28,14 @@ impl Op for Reshape {
         "reshape"
     }
 
-    fn forward(&self, x: &[&Array], _saved: &mut Saved) -> Result<Vec<Array>> {
-        Ok(vec![one(self.name(), x)?.reshape(&self.shape)?])
+    fn forward(&self, x: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
+        let y = one(self.name(), x)?.reshape(&self.shape)?;
+        saved.outputs(self.name(), x, vec![y])
     }
 
     fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
-        Ok(vec![Some(first(self.name(), dy)?.reshape(saved.shape(0))?)])
+        let [dy] = saved.gradients(self.name(), dy)?;
+        Ok(vec![Some(dy.reshape(saved.shape(0))?)])
     }
 }
 
@@ -71,16 +68,18 @@ impl Op for Permute {
         "permute"
     }
 
-    fn forward(&self, x: &[&Array], _saved: &mut Saved) -> Result<Vec<Array>> {
-        Ok(vec![self.apply(one(self.name(), x)?, &self.axes)?])
+    fn forward(&self, x: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
+        let y = self.apply(one(self.name(), x)?, &self.axes)?;
+        saved.outputs(self.name(), x, vec![y])
     }
 
-    fn backward(&self, _saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
+    fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
+        let [dy] = saved.gradients(self.name(), dy)?;
         let mut back = vec![0; self.axes.len()];
         for (to, &from) in self.axes.iter().enumerate() {
             back[from] = to;
         }
-        Ok(vec![Some(self.apply(first(self.name(), dy)?, &back)?)])
+        Ok(vec![Some(self.apply(dy, &back)?)])
     }
 }
 
@@ -96,24 +95,25 @@ impl Op for BroadcastTo {
         "broadcast_to"
     }
 
-    fn forward(&self, x: &[&Array], _saved: &mut Saved) -> Result<Vec<Array>> {
-        let x = one(self.name(), x)?;
+    fn forward(&self, inputs: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
+        let x = one(self.name(), inputs)?;
         if broadcast(self.name(), x.shape(), &self.shape)? != self.shape {
             return Err(Error::shape(self.name(), "the input does not stretch to that shape", &[x.shape(), &self.shape]));
         }
         let x = x.to_layout(Layout::RowMajor)?;
         if x.shape() == self.shape {
-            return Ok(vec![x]);
+            return saved.outputs(self.name(), inputs, vec![x]);
         }
         let mut y = Array::uninit(&self.shape, x.dtype(), Layout::RowMajor, &x.context())?;
         let from = Place { start: 0, strides: broadcast_strides(x.shape(), &self.shape) };
         let to = Place::whole(&y);
         copy_box(&mut y, &to, &x, &from, &self.shape)?;
-        Ok(vec![y])
+        saved.outputs(self.name(), inputs, vec![y])
     }
 
     fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
-        Ok(vec![Some(sum_to(first(self.name(), dy)?, saved.shape(0))?)])
+        let [dy] = saved.gradients(self.name(), dy)?;
+        Ok(vec![Some(sum_to(dy, saved.shape(0))?)])
     }
 }
 

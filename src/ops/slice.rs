@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::layout::{Place, copy_box};
 use super::reduce::sum_to;
-use super::shape_ops::{first, one};
+use super::shape_ops::one;
 use crate::{
     Array, Error, Layout, Result, Tensor,
     autograd::{Op, Saved, apply1},
@@ -92,12 +92,13 @@ impl Op for Slice {
         "slice"
     }
 
-    fn forward(&self, x: &[&Array], _saved: &mut Saved) -> Result<Vec<Array>> {
-        Ok(vec![read(self.name(), one(self.name(), x)?, &self.spans)?])
+    fn forward(&self, x: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
+        let y = read(self.name(), one(self.name(), x)?, &self.spans)?;
+        saved.outputs(self.name(), x, vec![y])
     }
 
     fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
-        let dy = first(self.name(), dy)?;
+        let [dy] = saved.gradients(self.name(), dy)?;
         let shape = saved.shape(0);
         let mut dx = Array::zeros(shape, dy.dtype(), &dy.context())?.with_layout(dy.layout());
         write(self.name(), &mut dx, &self.spans, dy)?;
@@ -117,15 +118,15 @@ impl Op for SliceAssign {
         "slice_assign"
     }
 
-    fn forward(&self, x: &[&Array], _saved: &mut Saved) -> Result<Vec<Array>> {
-        let [x, value] = x else { return Err(Error::invalid(self.name(), "two inputs are needed")) };
+    fn forward(&self, inputs: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
+        let [x, value] = inputs else { return Err(Error::invalid(self.name(), "two inputs are needed")) };
         let mut y = (*x).clone();
         write(self.name(), &mut y, &self.spans, value)?;
-        Ok(vec![y])
+        saved.outputs(self.name(), inputs, vec![y])
     }
 
     fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
-        let dy = first(self.name(), dy)?;
+        let [dy] = saved.gradients(self.name(), dy)?;
         let mut dx = None;
         if saved.needs(0) {
             let mut rest = dy.clone();
@@ -158,8 +159,8 @@ impl Op for Pad {
         "pad"
     }
 
-    fn forward(&self, x: &[&Array], _saved: &mut Saved) -> Result<Vec<Array>> {
-        let x = one(self.name(), x)?;
+    fn forward(&self, inputs: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
+        let x = one(self.name(), inputs)?;
         let refuse = |reason: String| Error::shape(self.name(), reason, &[x.shape()]);
         if self.margins.len() != x.rank() {
             return Err(refuse(format!("{} margins for {} dimensions", self.margins.len(), x.rank())));
@@ -169,11 +170,12 @@ impl Op for Pad {
         let shape = shape.ok_or_else(|| refuse(format!("the margins {:?} are too wide", self.margins)))?;
         let mut y = Array::full(&shape, self.value, x.dtype(), &x.context())?.with_layout(x.layout());
         write(self.name(), &mut y, &self.inner(x.shape()), x)?;
-        Ok(vec![y])
+        saved.outputs(self.name(), inputs, vec![y])
     }
 
     fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
-        Ok(vec![Some(read(self.name(), first(self.name(), dy)?, &self.inner(saved.shape(0)))?)])
+        let [dy] = saved.gradients(self.name(), dy)?;
+        Ok(vec![Some(read(self.name(), dy, &self.inner(saved.shape(0)))?)])
     }
 }
 
@@ -264,11 +266,12 @@ impl Tensor {
     ///
     /// # Errors
     /// [`Error::Shape`] when the value does not stretch to the box, [`Error::DType`] when its dtype is another one,
-    /// [`Error::Autograd`] when the tensor is the result of a recorded operation.
+    /// [`Error::Autograd`] when the tensor is the result of a recorded operation, and in [`crate::autograd::record`] when it or the
+    /// value is on the tape: [`Tensor::slice_assign`] is recorded.
     pub fn write(&self, ranges: &[Range<usize>], value: &Tensor) -> Result<()> {
         // Read first: the value may be this very tensor.
         let value = value.array();
-        self.update(|x| {
+        self.write_in_place("write", value.is_recorded(), |x| {
             let spans = spans("write", ranges, x.shape())?;
             write("write", x, &spans, &value)
         })
@@ -284,7 +287,7 @@ impl Tensor {
     /// # Ok::<(), hadal::Error>(())
     /// ```
     pub fn fill(&self, ranges: &[Range<usize>], value: f64) -> Result<()> {
-        self.update(|x| {
+        self.write_in_place("fill", false, |x| {
             let spans = spans("fill", ranges, x.shape())?;
             fill("fill", x, &spans, value)
         })

@@ -26,8 +26,8 @@ impl Op for Softmax {
         if self.log { "log_softmax" } else { "softmax" }
     }
 
-    fn forward(&self, x: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
-        let [x] = x else { return Err(Error::invalid(self.name(), "one input is needed")) };
+    fn forward(&self, inputs: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
+        let [x] = inputs else { return Err(Error::invalid(self.name(), "one input is needed")) };
         let rows = Rows::of(x, axis(self.name(), self.axis, x.rank())?);
         let y = match x.context() {
             Context::Cpu => real_type!(self.name(), x.dtype(), F => {
@@ -43,13 +43,13 @@ impl Op for Softmax {
         if saved.wanted() {
             saved.keep(&y);
         }
-        Ok(vec![y])
+        saved.outputs(self.name(), inputs, vec![y])
     }
 
     fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
-        let y = saved.get(0)?;
+        let ([dy], y) = (saved.gradients(self.name(), dy)?, saved.get(0)?);
         let rows = Rows::of(y, axis(self.name(), self.axis, y.rank())?);
-        let dy = dy[0].to_layout(y.layout())?;
+        let dy = dy.to_layout(y.layout())?;
         let dx = match y.context() {
             Context::Cpu => real_type!(self.name(), y.dtype(), F => {
                 let dx = backward::<F>(&y.real::<F>(self.name())?, &dy.real::<F>(self.name())?, rows, self.log);

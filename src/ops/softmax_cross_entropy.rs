@@ -21,9 +21,10 @@ use crate::{
 /// dx = (softmax(x) − onehot(label))·dy, or (softmax(x)·Σp − p)·dy and dp = (ln Σ exp(x) − x)·dy; labels have no gradient.
 /// Everything is accumulated in f32 at least; the losses are f32, of f64 logits f64.
 ///
-/// On a GPU the kernel that reads the logits for the losses writes dx for dy = 1 too, where a gradient is wanted; the logits are
-/// then not kept. [`Tensor::backward`] on the losses themselves takes it as it is, every other dy is multiplied with it. Of f16
-/// logits dx is computed in the backward pass instead: a loss scale has to come before its small elements are rounded to 0.
+/// On a GPU the kernel that reads the logits for the losses writes dx for dy = 1 too, where a gradient is wanted.
+/// [`Tensor::backward`] on the losses themselves takes it as it is. Every other dy is multiplied with it for f32 and f64 logits, which
+/// are then not kept; for bf16 that would round twice, and dx is computed again from the logits. Of f16 logits it is computed in the
+/// backward pass only: with a loss scale, the usual case there, dy is never 1.
 ///
 /// A label outside of 0..C is an error on the CPU. The GPU is not waited for: there the loss and this row of dx become NaN.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -58,8 +59,8 @@ impl Op for SoftmaxCrossEntropy {
         "softmax_cross_entropy"
     }
 
-    fn forward(&self, x: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
-        let [x, label] = x else { return Err(Error::invalid(self.name(), "logits and labels are needed")) };
+    fn forward(&self, inputs: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
+        let [x, label] = inputs else { return Err(Error::invalid(self.name(), "logits and labels are needed")) };
         let axis = axis(self.name(), self.axis, x.rank())?;
         self.check(x, label, axis)?;
         // Channels-last rows come in the labels' order when the classes are the channels.
@@ -67,7 +68,8 @@ impl Op for SoftmaxCrossEntropy {
         let label = label.to_layout(if self.sparse_label { Layout::RowMajor } else { x.layout() })?;
         let plan = self.plan(&x, axis);
         if x.context().is_gpu() {
-            return self.forward_gpu(x, label, &plan, saved).map(|loss| vec![loss]);
+            let loss = self.forward_gpu(x, label, &plan, saved)?;
+            return saved.outputs(self.name(), inputs, vec![loss]);
         }
         let (loss, stats) = real_type!(self.name(), x.dtype(), F => self.forward_cpu::<F>(&x, &label, &plan))?;
         if saved.wanted() {
@@ -75,17 +77,17 @@ impl Op for SoftmaxCrossEntropy {
             saved.keep(&label);
             saved.keep(&stats);
         }
-        Ok(vec![loss])
+        saved.outputs(self.name(), inputs, vec![loss])
     }
 
     fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
-        let x = saved.get(0)?;
+        let ([dy], x) = (saved.gradients(self.name(), dy)?, saved.get(0)?);
         let plan = self.plan(x, axis(self.name(), self.axis, x.rank())?);
         if x.context().is_gpu() {
-            return self.backward_gpu(saved, &dy[0], &plan);
+            return self.backward_gpu(saved, dy, &plan);
         }
         let (label, stats) = (saved.get(1)?, saved.get(2)?);
-        real_type!(self.name(), x.dtype(), F => self.backward_cpu::<F>(saved, x, label, stats, &dy[0], &plan))
+        real_type!(self.name(), x.dtype(), F => self.backward_cpu::<F>(saved, x, label, stats, dy, &plan))
     }
 }
 
@@ -231,6 +233,11 @@ impl SoftmaxCrossEntropy {
         saved.needs(0) && !saved.needs(1) && dtype != DType::F16
     }
 
+    /// True where dx is stored in fewer digits than it is computed in.
+    fn rounds(dtype: DType) -> bool {
+        matches!(dtype, DType::F16 | DType::BF16)
+    }
+
     fn forward_gpu(&self, x: Array, label: Array, plan: &Plan, saved: &mut Saved) -> Result<Array> {
         let (ctx, wide) = (x.context(), computed_in(x.dtype()));
         let loss = Array::uninit(&[plan.samples], wide, Layout::RowMajor, &ctx)?;
@@ -247,7 +254,8 @@ impl SoftmaxCrossEntropy {
         }
         if let Some(dx) = &dx {
             saved.keep(dx);
-        } else if saved.wanted() {
+        }
+        if saved.wanted() && (dx.is_none() || Self::rounds(x.dtype())) {
             saved.keep(&x);
             saved.keep(&label);
         }
@@ -257,9 +265,14 @@ impl SoftmaxCrossEntropy {
     fn backward_gpu(&self, saved: &Saved, dy: &Array, plan: &Plan) -> Result<Vec<Option<Array>>> {
         let x = saved.get(0)?;
         if self.leaves_gradient(saved, x.dtype()) {
-            // What was kept is dx for dy = 1.
+            // What was kept first is dx for dy = 1.
             if saved.dy_is_one() {
                 return Ok(vec![Some(x.clone()), None]);
+            }
+            if Self::rounds(x.dtype()) {
+                let (dx, x, label) = (x.uninit_like()?, saved.get(1)?, saved.get(2)?);
+                self.launch(x, label, plan, Outputs { dx: Some(&dx), dy: Some(dy), ..Outputs::default() })?;
+                return Ok(vec![Some(dx), None]);
             }
             let dx = x.uninit_like()?;
             self.start("scale_samples", x, DType::I64)?

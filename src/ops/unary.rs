@@ -11,7 +11,7 @@ use crate::{
 /// Which function; the letters are those of the formulas.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum UnaryKind {
-    /// max(x, 0); derivative 0 at 0.
+    /// max(x, 0); derivative 0 at 0, 1 at NaN.
     Relu,
     /// x for x > 0, else `slope`·x; derivative `slope` at 0 (Maas et al. 2013).
     LeakyRelu(f64),
@@ -31,7 +31,7 @@ pub enum UnaryKind {
     Log,
     /// √x
     Sqrt,
-    /// |x|; derivative 0 at 0.
+    /// |x|; derivative 0 at 0 and at NaN.
     Abs,
     /// x²
     Square,
@@ -41,7 +41,7 @@ pub enum UnaryKind {
     Neg,
     /// a·x + b
     Affine(f64, f64),
-    /// min(max(x, lo), hi); derivative 1 inside and at the bounds, else 0.
+    /// min(max(x, lo), hi); derivative 1 inside and at the bounds, else 0, also at NaN.
     Clip(f64, f64),
 }
 
@@ -147,47 +147,51 @@ impl UnaryKind {
         }
     }
 
-    /// dy/dx, given what was kept: y where [`UnaryKind::keeps_output`], else x.
+    /// dy·f′, given what was kept: y where [`UnaryKind::keeps_output`], else x.
+    ///
+    /// A unit whose derivative is 0 is passed over, not multiplied with 0, so that an infinite dy behind it does not become NaN.
     #[inline(always)]
-    fn derivative<F: Real>(self, k: F) -> F {
+    fn gradient<F: Real>(self, dy: F, k: F) -> F {
         let c = F::from_f64;
-        let step = |yes: bool| if yes { F::ONE } else { F::ZERO };
+        let pick = |yes: bool, dy: F| if yes { dy } else { F::ZERO };
         match self {
-            Relu => step(k > F::ZERO),
-            LeakyRelu(slope) => {
-                if k > F::ZERO {
-                    F::ONE
+            // A NaN, which the function lets through, lets the gradient through.
+            Relu => {
+                if k <= F::ZERO {
+                    F::ZERO
                 } else {
-                    c(slope)
+                    dy
                 }
             }
-            Sigmoid => k * (F::ONE - k),
-            Tanh => F::ONE - k * k,
+            LeakyRelu(slope) => {
+                if k > F::ZERO {
+                    dy
+                } else {
+                    pick(slope != 0.0, dy * c(slope))
+                }
+            }
+            Sigmoid => dy * (k * (F::ONE - k)),
+            Tanh => dy * (F::ONE - k * k),
             Gelu => {
                 let cdf = c(0.5) * (F::ONE + (k * c(std::f64::consts::FRAC_1_SQRT_2)).erf());
-                cdf + k * c(0.398_942_280_401_432_7) * (c(-0.5) * k * k).exp()
+                dy * (cdf + k * c(0.398_942_280_401_432_7) * (c(-0.5) * k * k).exp())
             }
             GeluTanh => {
                 let t = gelu_inner(k).tanh();
                 let inner = c(SQRT_2_OVER_PI) * (F::ONE + c(3.0 * 0.044715) * k * k);
-                c(0.5) * (F::ONE + t) + c(0.5) * k * (F::ONE - t * t) * inner
+                dy * (c(0.5) * (F::ONE + t) + c(0.5) * k * (F::ONE - t * t) * inner)
             }
-            Softplus => sigmoid(k),
-            Exp => k,
-            Log => F::ONE / k,
-            Sqrt => c(0.5) / k,
-            Abs => step(k > F::ZERO) - step(k < F::ZERO),
-            Square => c(2.0) * k,
-            Pow(p) => {
-                if p == 0.0 {
-                    F::ZERO
-                } else {
-                    c(p) * k.powf(c(p - 1.0))
-                }
-            }
-            Neg => -F::ONE,
-            Affine(a, _) => c(a),
-            Clip(lo, hi) => step(k >= c(lo) && k <= c(hi)),
+            Softplus => dy * sigmoid(k),
+            Exp => dy * k,
+            // Divided, since 1 / k of a subnormal k is infinite.
+            Log => dy / k,
+            Sqrt => dy / (c(2.0) * k),
+            Abs => pick(k > F::ZERO, dy) - pick(k < F::ZERO, dy),
+            Square => dy * (c(2.0) * k),
+            Pow(p) => pick(p != 0.0, dy * (c(p) * k.powf(c(p - 1.0)))),
+            Neg => -dy,
+            Affine(a, _) => dy * c(a),
+            Clip(lo, hi) => pick(k >= c(lo) && k <= c(hi), dy),
         }
     }
 }
@@ -252,7 +256,7 @@ macro_rules! for_kind {
     };
 }
 
-/// y = f(x) elementwise; dx = dy · f′(x).
+/// y = f(x) elementwise; dx = dy · f′(x), and 0 where f′ is 0 by definition, whatever dy is.
 #[derive(Clone, Copy, Debug)]
 pub struct Unary(pub UnaryKind);
 
@@ -278,9 +282,25 @@ impl Op for Unary {
         }
     }
 
-    fn forward(&self, x: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
-        let [x] = x else { return Err(Error::invalid(self.name(), "one input is needed")) };
-        let y = match x.context() {
+    fn forward(&self, inputs: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
+        let [x] = inputs else { return Err(Error::invalid(self.name(), "one input is needed")) };
+        let y = self.value(x)?;
+        if saved.wanted() {
+            saved.keep(if self.0.keeps_output() { &y } else { x });
+        }
+        saved.outputs(self.name(), inputs, vec![y])
+    }
+
+    fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
+        let [dy] = saved.gradients(self.name(), dy)?;
+        Ok(vec![Some(self.gradient(saved.get(0)?, dy)?)])
+    }
+}
+
+impl Unary {
+    /// y = f(x) on arrays.
+    pub(super) fn value(&self, x: &Array) -> Result<Array> {
+        match x.context() {
             Context::Cpu => real_type!(self.name(), x.dtype(), F => {
                 let x_ = x.real::<F>(self.name())?;
                 let mut y = Buffer::<F>::stale(x.len());
@@ -291,25 +311,15 @@ impl Op for Unary {
                     other => for_kind!(other, kind => parallel::map(&mut y, &x_, |x| kind.value(x))),
                 }
                 Ok(Array::from_real(y, x.shape(), x.dtype()).with_layout(x.layout()))
-            })?,
+            }),
             Context::Gpu(_) => {
                 let y = x.uninit_like()?;
                 self.launch("unary_fwd", &[&y, x])?;
-                y
+                Ok(y)
             }
-        };
-        if saved.wanted() {
-            saved.keep(if self.0.keeps_output() { &y } else { x });
         }
-        Ok(vec![y])
     }
 
-    fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
-        Ok(vec![Some(self.gradient(saved.get(0)?, &dy[0])?)])
-    }
-}
-
-impl Unary {
     /// dx from dy and what was kept, y or x.
     pub(super) fn gradient(&self, k: &Array, dy: &Array) -> Result<Array> {
         let dy = dy.to_layout(k.layout())?;
@@ -317,7 +327,7 @@ impl Unary {
             Context::Cpu => real_type!(self.name(), k.dtype(), F => {
                 let (k_, dy_) = (k.real::<F>(self.name())?, dy.real::<F>(self.name())?);
                 let mut dx = Buffer::<F>::stale(k.len());
-                for_kind!(self.0, kind => parallel::zip(&mut dx, &k_, &dy_, |k, dy| dy * kind.derivative(k)));
+                for_kind!(self.0, kind => parallel::zip(&mut dx, &k_, &dy_, |k, dy| kind.gradient(dy, k)));
                 Ok(Array::from_real(dx, k.shape(), k.dtype()).with_layout(k.layout()))
             })?,
             Context::Gpu(_) => {

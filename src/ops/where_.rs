@@ -53,15 +53,16 @@ impl Op for Where {
         if saved.needs(1) || saved.needs(2) {
             saved.keep(cond);
         }
-        Ok(vec![y])
+        saved.outputs(OP, x, vec![y])
     }
 
     fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
+        let [dy] = saved.gradients(OP, dy)?;
         let one = |side: usize| -> Result<Option<Array>> {
             if !saved.needs(1 + side) {
                 return Ok(None);
             }
-            Ok(Some(sum_to(&masked(saved.get(0)?, &dy[0], side)?, saved.shape(1 + side))?))
+            Ok(Some(sum_to(&masked(saved.get(0)?, dy, side)?, saved.shape(1 + side))?))
         };
         Ok(vec![None, one(0)?, one(1)?])
     }

@@ -31,7 +31,12 @@ use std::{
     thread,
 };
 
-use hadal::{Array, DType, Layout, Result, autograd::Op, check, cpu};
+use hadal::{
+    Array, DType, Layout, Result,
+    autograd::{Op, Saved},
+    check, cpu,
+    ops::{Softmax, Unary, UnaryKind},
+};
 
 /// An op with inputs to try it on.
 pub struct Case {
@@ -144,6 +149,64 @@ fn every_op_is_in_the_table() {
     let have: BTreeSet<&str> = cases().iter().map(|c| c.type_name).collect();
     let missing: Vec<_> = hadal::ops::OP_TYPES.iter().filter(|t| !have.contains(*t)).collect();
     assert!(!hadal::ops::OP_TYPES.is_empty() && missing.is_empty(), "ops without a gradient check: {missing:?}");
+}
+
+/// Forward, then backward as it must not be called: with too few gradients, too many, and such as are not like the outputs; and with
+/// a `Saved` that no forward pass, another op's or one of other inputs has filled.
+fn misuse(op: &dyn Op, others: &dyn Op, x: &[Array]) -> Result<()> {
+    let refs: Vec<&Array> = x.iter().collect();
+    let needs: Vec<bool> = x.iter().map(|a| a.dtype().is_float()).collect();
+    let mut saved = Saved::new(&refs, needs.clone());
+    let y = op.forward(&refs, &mut saved)?;
+    let ctx = y[0].context();
+    let like = |y: &Array, dtype: DType| Array::zeros(y.shape(), if y.dtype().is_float() { dtype } else { y.dtype() }, &ctx);
+    let right = y.iter().map(|y| like(y, y.dtype())).collect::<Result<Vec<_>>>()?;
+    let dtype = if y[0].dtype() == DType::F64 { DType::F16 } else { DType::F64 };
+    let mut wrong = vec![
+        ("none", Vec::new()),
+        ("one too few", right[1..].to_vec()),
+        ("one too many", [&right[..], &right[..1]].concat()),
+        ("of rank 0", vec![Array::zeros(&[], right[0].dtype(), &ctx)?.reshape(&[1, 1, 1, 1, 1, 1, 1])?; y.len()]),
+        (
+            "of one more axis",
+            y.iter().map(|y| Array::zeros(&[&[2], y.shape()].concat(), y.dtype(), &ctx)).collect::<Result<_>>()?,
+        ),
+    ];
+    if y[0].dtype().is_float() {
+        wrong.push(("of another dtype", y.iter().map(|y| like(y, dtype)).collect::<Result<_>>()?));
+        if ctx.is_gpu() {
+            let host = right.iter().map(|a| a.to_context(&cpu())).collect::<Result<_>>()?;
+            wrong.push(("on another device", host));
+        }
+    }
+    let refused = |what: &str, refused: bool| match refused {
+        true => Ok(()),
+        false => Err(hadal::Error::Check(format!("{}: {what} passed", op.name()))),
+    };
+    for (what, dy) in wrong {
+        refused(&format!("gradients, {what}"), op.backward(&saved, &dy).is_err())?;
+    }
+    refused("an empty Saved", op.backward(&Saved::default(), &right).is_err())?;
+    refused("a Saved without a forward pass", op.backward(&Saved::new(&refs, needs.clone()), &right).is_err())?;
+    refused("a second forward pass", op.forward(&refs, &mut saved).is_err())?;
+    refused("a Saved of other inputs", op.forward(&refs, &mut Saved::new(&[], vec![true])).is_err())?;
+    if others.name() != op.name() {
+        refused("another op's Saved", others.backward(&saved, &right).is_err())?;
+    }
+    op.backward(&saved, &right)?;
+    Ok(())
+}
+
+#[test]
+fn a_wrong_call_of_backward_is_an_error() {
+    for_all(|c| {
+        let others: [&dyn Op; 2] = [&Unary(UnaryKind::Exp), &Softmax { axis: 0, log: false }];
+        for ctx in common::contexts() {
+            let x = c.inputs.iter().map(|a| cast(a, DType::F32).to_context(&ctx)).collect::<Result<Vec<_>>>()?;
+            others.iter().try_for_each(|other| misuse(&*c.op, *other, &x))?;
+        }
+        Ok(())
+    });
 }
 
 #[test]

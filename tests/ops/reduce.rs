@@ -2,7 +2,7 @@ use hadal::{
     Array, DType, Result,
     check::{random, random_in},
     cpu,
-    ops::{Arg, ArgKind, Reduce, ReduceKind::*},
+    ops::{Arg, ArgKind, Norm, Reduce, ReduceKind::*},
 };
 
 use crate::Case;
@@ -48,6 +48,7 @@ pub fn cases() -> Result<Vec<Case>> {
             for kind in [Sum, Mean] {
                 all.push(Case::new(op(kind), vec![random_in(shape, 1, 0.2, 1.0)?]).both_layouts());
             }
+            all.push(Case::new(Norm { axes: axes.to_vec(), keepdims }, vec![random(shape, 7)?]).both_layouts());
             for kind in [Max, Min] {
                 all.push(Case::new(op(kind), vec![distinct(shape)?]).both_layouts().dtypes(SINGLE));
             }

@@ -129,7 +129,7 @@ pub(super) fn backward(
     let g = match &y {
         Some(y) if y.dtype() == DType::F64 => {
             let (y, dy_) = (y.real::<f64>(OP)?, dy.real::<f64>(OP)?);
-            fill(&x, s, |i, _| if y[i] > 0.0 { dy_[i] } else { 0.0 })
+            fill(&x, s, |i, _| if y[i] <= 0.0 { 0.0 } else { dy_[i] })
         }
         _ => dy,
     };

@@ -43,13 +43,14 @@ fn behind<'a>(op: &'static str, x: &Array, residual: Option<&Array>, place: &'a 
 
 impl BatchNormRelu {
     /// The forward pass, which running statistics may follow.
-    pub(super) fn run(&self, x: &[&Array], saved: &mut Saved, running: Option<Running>) -> Result<Vec<Array>> {
-        let Some((&[x, gamma, beta], residual @ ([] | [_]))) = x.split_first_chunk() else {
+    pub(super) fn run(&self, inputs: &[&Array], saved: &mut Saved, running: Option<Running>) -> Result<Vec<Array>> {
+        let Some((&[x, gamma, beta], residual @ ([] | [_]))) = inputs.split_first_chunk() else {
             return Err(Error::invalid(self.name(), "x, gamma, beta and at most a residual are needed"));
         };
         let mut place = None;
         let behind = behind(self.name(), x, residual.first().copied(), &mut place)?;
-        train(self.name(), self.eps, [x, gamma, beta], behind, saved, running)
+        let y = train(self.name(), self.eps, [x, gamma, beta], behind, saved, running)?;
+        saved.outputs(self.name(), inputs, y)
     }
 }
 
@@ -63,8 +64,8 @@ impl Op for BatchNormRelu {
     }
 
     fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
-        let Gradients { dx, dgamma, dbeta, dr, .. } =
-            gradients(self.name(), self.eps, saved, &dy[0], Some((&dy[1], &dy[2])), Some(3))?;
+        let [dy, dmean, dvar] = saved.gradients(self.name(), dy)?;
+        let Gradients { dx, dgamma, dbeta, dr, .. } = gradients(self.name(), self.eps, saved, dy, Some((dmean, dvar)), Some(3))?;
         let mut all = vec![dx, dgamma, dbeta, dr];
         all.truncate(saved.inputs());
         Ok(all)
@@ -76,17 +77,19 @@ impl Op for BatchNormInferenceRelu {
         "batch_norm_inference_relu"
     }
 
-    fn forward(&self, x: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
-        let Some((&[x, gamma, beta, mean, var], residual @ ([] | [_]))) = x.split_first_chunk() else {
+    fn forward(&self, inputs: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
+        let Some((&[x, gamma, beta, mean, var], residual @ ([] | [_]))) = inputs.split_first_chunk() else {
             return Err(Error::invalid(self.name(), "x, gamma, beta, mean, var and at most a residual are needed"));
         };
         let mut place = None;
         let behind = behind(self.name(), x, residual.first().copied(), &mut place)?;
-        given(self.name(), self.eps, [x, gamma, beta, mean, var], behind, saved)
+        let y = given(self.name(), self.eps, [x, gamma, beta, mean, var], behind, saved)?;
+        saved.outputs(self.name(), inputs, y)
     }
 
     fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
-        let Gradients { dx, dgamma, dbeta, dmean, dvar, dr } = gradients(self.name(), self.eps, saved, &dy[0], None, Some(5))?;
+        let [dy] = saved.gradients(self.name(), dy)?;
+        let Gradients { dx, dgamma, dbeta, dmean, dvar, dr } = gradients(self.name(), self.eps, saved, dy, None, Some(5))?;
         let mut all = vec![dx, dgamma, dbeta, dmean, dvar, dr];
         all.truncate(saved.inputs());
         Ok(all)

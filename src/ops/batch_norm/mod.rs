@@ -190,9 +190,10 @@ fn gradients(
 
 impl BatchNorm {
     /// The forward pass, which running statistics may follow.
-    fn run(&self, x: &[&Array], saved: &mut Saved, running: Option<Running>) -> Result<Vec<Array>> {
-        let &[x, gamma, beta] = x else { return Err(Error::invalid(self.name(), "x, gamma and beta are needed")) };
-        train(self.name(), self.eps, [x, gamma, beta], Behind::default(), saved, running)
+    fn run(&self, inputs: &[&Array], saved: &mut Saved, running: Option<Running>) -> Result<Vec<Array>> {
+        let &[x, gamma, beta] = inputs else { return Err(Error::invalid(self.name(), "x, gamma and beta are needed")) };
+        let y = train(self.name(), self.eps, [x, gamma, beta], Behind::default(), saved, running)?;
+        saved.outputs(self.name(), inputs, y)
     }
 }
 
@@ -206,7 +207,8 @@ impl Op for BatchNorm {
     }
 
     fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
-        let g = gradients(self.name(), self.eps, saved, &dy[0], Some((&dy[1], &dy[2])), None)?;
+        let [dy, dmean, dvar] = saved.gradients(self.name(), dy)?;
+        let g = gradients(self.name(), self.eps, saved, dy, Some((dmean, dvar)), None)?;
         Ok(vec![g.dx, g.dgamma, g.dbeta])
     }
 }
@@ -216,15 +218,17 @@ impl Op for BatchNormInference {
         "batch_norm_inference"
     }
 
-    fn forward(&self, x: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
-        let &[x, gamma, beta, mean, var] = x else {
+    fn forward(&self, inputs: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
+        let &[x, gamma, beta, mean, var] = inputs else {
             return Err(Error::invalid(self.name(), "x, gamma, beta, mean and var are needed"));
         };
-        given(self.name(), self.eps, [x, gamma, beta, mean, var], Behind::default(), saved)
+        let y = given(self.name(), self.eps, [x, gamma, beta, mean, var], Behind::default(), saved)?;
+        saved.outputs(self.name(), inputs, y)
     }
 
     fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
-        let g = gradients(self.name(), self.eps, saved, &dy[0], None, None)?;
+        let [dy] = saved.gradients(self.name(), dy)?;
+        let g = gradients(self.name(), self.eps, saved, dy, None, None)?;
         Ok(vec![g.dx, g.dgamma, g.dbeta, g.dmean, g.dvar])
     }
 }

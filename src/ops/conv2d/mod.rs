@@ -12,7 +12,7 @@ mod stem_tests;
 mod wgmma;
 
 use super::{
-    operands::{countable, only, same_float},
+    operands::{countable, same_float},
     six,
     window::{Padding, Pair, Window},
 };
@@ -136,8 +136,8 @@ impl Op for Conv2d {
         "conv2d"
     }
 
-    fn forward(&self, x: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
-        let (x, w, b) = match *x {
+    fn forward(&self, inputs: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
+        let (x, w, b) = match *inputs {
             [x, w] => (x, w, None),
             [x, w, b] => (x, w, Some(b)),
             _ => return Err(Error::invalid(self.name(), "two or three inputs are needed: x, w and perhaps b")),
@@ -154,12 +154,12 @@ impl Op for Conv2d {
         if saved.needs(1) {
             saved.keep(x);
         }
-        Ok(vec![y])
+        saved.outputs(self.name(), inputs, vec![y])
     }
 
     fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
         let s = self.plan(saved.shape(0), saved.shape(1), None)?;
-        let dy = only(self.name(), dy, &output(&s))?;
+        let [dy] = saved.gradients(self.name(), dy)?;
         let on_host = dy.context() == Context::Cpu;
         let _kept = six::Kept::new(&[dy]);
         let dx = match saved.needs(0) {

@@ -1,6 +1,6 @@
 //! Two convolutions of one input, as a block begins that has one in its short cut.
 
-use super::{Conv2d, Conv2dOptions, Filters, device, host, output};
+use super::{Conv2d, Conv2dOptions, Filters, device, host};
 use crate::{
     Array, Context, Error, Result, Tensor,
     autograd::{Op, Saved, apply},
@@ -71,18 +71,12 @@ impl Op for Conv2dPair {
         if saved.needs(w1) || saved.needs(w2) {
             saved.keep(x[0]);
         }
-        Ok(y)
+        saved.outputs(self.name(), x, y)
     }
 
     fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
         let (name, places, sizes) = (self.name(), self.places(), self.plan(|i| saved.shape(i))?);
-        let dy = match dy {
-            [dy1, dy2] if dy1.shape() == output(&sizes[0]) && dy2.shape() == output(&sizes[1]) => [dy1, dy2],
-            _ => {
-                let shapes: Vec<&[usize]> = dy.iter().map(Array::shape).collect();
-                return Err(Error::shape(name, "gradients that are not those of the outputs", &shapes));
-            }
-        };
+        let dy = saved.gradients::<2>(name, dy)?.each_ref();
         let on_host = dy[0].context() == Context::Cpu;
         let _kept = six::Kept::new(&dy);
         let mut grads = vec![None; self.inputs()];

@@ -13,7 +13,7 @@ use crate::{
         pooling::{PoolShape, avg_pool_backward, avg_pool_forward},
     },
     dtype::{Element, Real, real_type},
-    ops::operands::{only, same_float},
+    ops::operands::same_float,
     shape::numel,
 };
 
@@ -56,14 +56,14 @@ impl Op for AvgPool2d {
         "avg_pool2d"
     }
 
-    fn forward(&self, x: &[&Array], _saved: &mut Saved) -> Result<Vec<Array>> {
-        let dtype = same_float(self.name(), x)?;
-        let [x] = x else { return Err(Error::invalid(self.name(), "one input is needed")) };
+    fn forward(&self, inputs: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
+        let dtype = same_float(self.name(), inputs)?;
+        let [x] = inputs else { return Err(Error::invalid(self.name(), "one input is needed")) };
         let (s, shape) = self.0.plan(self.name(), x.shape())?;
         if let Context::Gpu(_) = x.context() {
             let y = Array::uninit(&shape, dtype, x.layout(), &x.context())?;
             Pass::new(self.name(), &FORWARD, &s, &shape, &y, false)?.array(Some(&y)).array(Some(x)).run()?;
-            return Ok(vec![y]);
+            return saved.outputs(self.name(), inputs, vec![y]);
         }
         let rows = x.to_layout(Layout::RowMajor)?;
         let y = real_type!(self.name(), dtype, F => {
@@ -76,12 +76,12 @@ impl Op for AvgPool2d {
             }
             Ok(Array::from_real(y, &shape, dtype))
         })?;
-        Ok(vec![y.to_layout(x.layout())?])
+        saved.outputs(self.name(), inputs, vec![y.to_layout(x.layout())?])
     }
 
     fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
         let (s, shape) = self.0.plan(self.name(), saved.shape(0))?;
-        let dy = only(self.name(), dy, &shape)?;
+        let [dy] = saved.gradients(self.name(), dy)?;
         let dtype = dy.dtype();
         if let Context::Gpu(_) = dy.context() {
             let dx = Array::uninit(saved.shape(0), dtype, dy.layout(), &dy.context())?;

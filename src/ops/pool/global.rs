@@ -6,7 +6,7 @@ use crate::{
     cpu::{buffers::Buffer, parallel},
     cuda::Launch,
     dtype::{Element, real_type},
-    ops::operands::{only, same_float},
+    ops::operands::same_float,
 };
 
 /// y\[n, c, 0, 0\] = the mean of x\[n, c\]; (N, C, H, W) → (N, C, 1, 1). dx = dy / (H·W).
@@ -58,9 +58,9 @@ impl Op for GlobalAvgPool2d {
         "global_avg_pool2d"
     }
 
-    fn forward(&self, x: &[&Array], _saved: &mut Saved) -> Result<Vec<Array>> {
-        let dtype = same_float(self.name(), x)?;
-        let [x] = x else { return Err(Error::invalid(self.name(), "one input is needed")) };
+    fn forward(&self, inputs: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
+        let dtype = same_float(self.name(), inputs)?;
+        let [x] = inputs else { return Err(Error::invalid(self.name(), "one input is needed")) };
         let [n, c, size] = self.extents(x.shape())?;
         let shape = [n, c, 1, 1];
         if let Context::Gpu(_) = x.context() {
@@ -77,7 +77,7 @@ impl Op for GlobalAvgPool2d {
                 let launch = start("global_avg_rows")?.array(&y).array(x).value((n * c) as i64).value(size as i64);
                 launch.value(team as i32).run_in_turn((n * c * team).div_ceil(256))?;
             }
-            return Ok(vec![y]);
+            return saved.outputs(self.name(), inputs, vec![y]);
         }
         let rows = x.to_layout(Layout::RowMajor)?;
         let y = real_type!(self.name(), dtype, F => {
@@ -89,12 +89,12 @@ impl Op for GlobalAvgPool2d {
             parallel::rows(&mut y, 1, run);
             Ok(Array::from_real(y, &shape, dtype))
         })?;
-        Ok(vec![y.to_layout(x.layout())?])
+        saved.outputs(self.name(), inputs, vec![y.to_layout(x.layout())?])
     }
 
     fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
         let [n, c, size] = self.extents(saved.shape(0))?;
-        let dy = only(self.name(), dy, &[n, c, 1, 1])?;
+        let [dy] = saved.gradients(self.name(), dy)?;
         let dtype = dy.dtype();
         if let Context::Gpu(_) = dy.context() {
             let dx = Array::uninit(saved.shape(0), dtype, dy.layout(), &dy.context())?;

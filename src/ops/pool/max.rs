@@ -13,7 +13,7 @@ use crate::{
         pooling::{PoolShape, max_pool_backward, max_pool_forward},
     },
     dtype::{Element, Real, real_type},
-    ops::operands::{only, same_float},
+    ops::operands::same_float,
     shape::numel,
 };
 
@@ -83,9 +83,9 @@ impl Op for MaxPool2d {
         "max_pool2d"
     }
 
-    fn forward(&self, x: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
-        let dtype = same_float(self.name(), x)?;
-        let [x] = x else { return Err(Error::invalid(self.name(), "one input is needed")) };
+    fn forward(&self, inputs: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
+        let dtype = same_float(self.name(), inputs)?;
+        let [x] = inputs else { return Err(Error::invalid(self.name(), "one input is needed")) };
         let (s, shape) = self.0.plan(self.name(), x.shape())?;
         if let Context::Gpu(_) = x.context() {
             let y = Array::uninit(&shape, dtype, x.layout(), &x.context())?;
@@ -96,7 +96,7 @@ impl Op for MaxPool2d {
             if let Some(taps) = &taps {
                 saved.keep(taps);
             }
-            return Ok(vec![y]);
+            return saved.outputs(self.name(), inputs, vec![y]);
         }
         if s.h.saturating_mul(s.w) > i32::MAX as usize {
             return Err(Error::shape(self.name(), "the plane is too large", &[x.shape()]));
@@ -120,12 +120,12 @@ impl Op for MaxPool2d {
             let words = [places.len()];
             saved.keep(&Array::host(crate::CpuStorage::I64(places.into()), &words, DType::I64));
         }
-        Ok(vec![y.to_layout(x.layout())?])
+        saved.outputs(self.name(), inputs, vec![y.to_layout(x.layout())?])
     }
 
     fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
         let (s, shape) = self.0.plan(self.name(), saved.shape(0))?;
-        let (dy, places) = (only(self.name(), dy, &shape)?, saved.get(0)?);
+        let ([dy], places) = (saved.gradients(self.name(), dy)?, saved.get(0)?);
         let dtype = dy.dtype();
         if let Context::Gpu(_) = dy.context() {
             let dy = dy.to_layout(places.layout())?;

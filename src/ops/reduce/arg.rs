@@ -42,15 +42,16 @@ impl Op for Arg {
         }
     }
 
-    fn forward(&self, x: &[&Array], _: &mut Saved) -> Result<Vec<Array>> {
-        let [x] = x else { return Err(Error::invalid(self.name(), "one input is needed")) };
+    fn forward(&self, inputs: &[&Array], saved: &mut Saved) -> Result<Vec<Array>> {
+        let [x] = inputs else { return Err(Error::invalid(self.name(), "one input is needed")) };
         let axes: Vec<isize> = self.axis.into_iter().collect();
         let plan = Plan::new(self.name(), x, &axes, self.keepdims, Order::Logical)?;
         let (_, index) = run(self.name(), x, &plan, self.kind == ArgKind::Max, (false, true))?;
-        Ok(index.into_iter().collect())
+        saved.outputs(self.name(), inputs, index.into_iter().collect())
     }
 
-    fn backward(&self, _: &Saved, _: &[Array]) -> Result<Vec<Option<Array>>> {
+    fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
+        saved.check(self.name(), dy)?;
         Ok(vec![None])
     }
 }

@@ -1,8 +1,11 @@
 //! Reductions on the CPU.
 
+use std::ops::Range;
+
 use crate::{
     Array, Result,
     cpu::{buffers::Buffer, parallel},
+    dtype::Real,
 };
 
 use super::{
@@ -23,10 +26,7 @@ pub(super) fn fold<T: Number>(x: &[T], plan: &Plan, how: Fold) -> Buffer<T::Wide
     match how {
         Fold::Sum => run(x, plan, zero, |acc, x: T| acc.plus(x.widen()), |a, b| a.plus(b)),
         Fold::Prod => run(x, plan, one, |acc, x: T| acc.times(x.widen()), |a, b| a.times(b)),
-        Fold::ProdNonzero => {
-            run(x, plan, one, |acc, x: T| if x == T::ZERO { acc } else { acc.times(x.widen()) }, |a, b| a.times(b))
-        }
-        Fold::Zeros => run(x, plan, zero, |acc, x: T| if x == T::ZERO { acc.plus(one) } else { acc }, |a, b| a.plus(b)),
+        Fold::Squares => run(x, plan, zero, |acc, x: T| acc.plus(x.widen().times(x.widen())), |a, b| a.plus(b)),
     }
 }
 
@@ -48,11 +48,20 @@ fn run<T: Number, A: Number>(
     if T::DTYPE == crate::DType::F64 {
         let one = |o| {
             let base = offset(&plan.kept, o);
-            (0..plan.count).fold(init, |acc, r| step(acc, x[base + offset(&plan.reduced, r)]))
+            by_halves(0..plan.count, init, &|acc, r| step(acc, x[base + offset(&plan.reduced, r)]), &merge)
         };
         return Buffer::from_vec((0..plan.outputs).map(one).collect());
     }
     fast(x, plan, init, step, merge)
+}
+
+/// In f64 nothing wider is left to add in: halves are folded each for itself, so that the error grows with the logarithm of the count.
+fn by_halves<A: Copy>(r: Range<usize>, init: A, step: &impl Fn(A, usize) -> A, merge: &impl Fn(A, A) -> A) -> A {
+    if r.len() <= 64 {
+        return r.fold(init, step);
+    }
+    let middle = r.start + r.len() / 2;
+    merge(by_halves(r.start..middle, init, step, merge), by_halves(middle..r.end, init, step, merge))
 }
 
 /// The same in slices of the elements and, for each, either whole rows or neighbouring columns side by side.
@@ -164,23 +173,33 @@ pub(super) fn places<T: Number>(x: &[T], plan: &Plan, y: &[T]) -> Buffer<i64> {
     index
 }
 
-/// The gradient of a product in f64, as a product from the left times one from the right: no division at all.
-pub(super) fn prod_gradient(x: &Array, dy: &Array, plan: &Plan) -> Result<Array> {
-    let (x_, dy_) = (x.real::<f64>("prod")?, dy.to_layout(plan.layout)?);
-    let dy_ = dy_.real::<f64>("prod")?.into_owned();
-    let mut dx = Buffer::<f64>::stale(x.len());
-    for (o, dy) in dy_.iter().enumerate() {
-        let at = |r: usize| offset(&plan.kept, o) + offset(&plan.reduced, r);
-        let mut left = *dy;
-        for r in 0..plan.count {
-            dx[at(r)] = left;
-            left *= x_[at(r)];
+/// The gradient of a product, as the product of what is before a factor times that of what is behind it, in f64: no quotient of the
+/// whole, which a zero, an infinity or an overflow among the factors would spoil.
+pub(super) fn prod_gradient<F: Real>(x: &Array, dy: &Array, plan: &Plan) -> Result<Array> {
+    let (x_, dy) = (x.real::<F>("prod")?, dy.to_layout(plan.layout)?);
+    let (dy, count) = (dy.real::<F>("prod")?, plan.count);
+    // By output first, which all cores share.
+    let mut by_output = Buffer::<F>::stale(x.len());
+    parallel::rows(&mut by_output, count, |o, dx| {
+        let base = offset(&plan.kept, o);
+        let factor = |r: usize| x_[base + offset(&plan.reduced, r)].to_f64();
+        let mut left = Vec::with_capacity(count);
+        let mut product = 1.0;
+        for r in 0..count {
+            left.push(product);
+            product *= factor(r);
         }
         let mut right = 1.0;
-        for r in (0..plan.count).rev() {
-            dx[at(r)] *= right;
-            right *= x_[at(r)];
+        for r in (0..count).rev() {
+            let others = left[r] * right;
+            dx[r] = if others == 0.0 { F::ZERO } else { F::from_f64(dy[o].to_f64() * others) };
+            right *= factor(r);
         }
+    });
+    let mut dx = Buffer::<F>::stale(x.len());
+    for (o, from) in by_output.chunks(count.max(1)).enumerate() {
+        let base = offset(&plan.kept, o);
+        from.iter().enumerate().for_each(|(r, &v)| dx[base + offset(&plan.reduced, r)] = v);
     }
     Ok(Array::from_real(dx, x.shape(), x.dtype()).with_layout(x.layout()))
 }

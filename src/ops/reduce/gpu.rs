@@ -72,8 +72,7 @@ fn fold_name(how: Fold) -> &'static str {
     match how {
         Fold::Sum => "SUM",
         Fold::Prod => "PROD",
-        Fold::ProdNonzero => "PROD_NONZERO",
-        Fold::Zeros => "ZEROS",
+        Fold::Squares => "SQUARES",
     }
 }
 
@@ -94,9 +93,8 @@ pub(super) fn bias_sums(x: &Array, plan: &Plan) -> Result<Option<Array>> {
 /// y = fold(x) / divisor as `out`.
 pub(super) fn fold(x: &Array, plan: &Plan, how: Fold, divisor: f64, out: DType) -> Result<Array> {
     let wide = match x.dtype() {
-        DType::F64 => DType::F64,
         DType::U8 | DType::I64 => DType::I64,
-        _ => DType::F32,
+        _ => DType::F64,
     };
     let pass = |y: &Array, x: &Array, plan: &Plan, share: &Share, how: Fold, divisor: f64| {
         let kernel = if share.columns { "reduce_columns" } else { "reduce_rows" };
@@ -112,10 +110,7 @@ pub(super) fn fold(x: &Array, plan: &Plan, how: Fold, divisor: f64, out: DType) 
     let partial = Array::uninit(&[first.slices, plan.outputs], wide, Layout::RowMajor, &plan.context)?;
     pass(&partial, x, plan, &first, how, 1.0)?;
     let (plan, share) = second(plan, first.slices);
-    let merge = match how {
-        Fold::Sum | Fold::Zeros => Fold::Sum,
-        Fold::Prod | Fold::ProdNonzero => Fold::Prod,
-    };
+    let merge = if how == Fold::Prod { Fold::Prod } else { Fold::Sum };
     pass(&y, &partial, &plan, &share, merge, divisor)?;
     Ok(y)
 }
@@ -162,18 +157,38 @@ pub(super) fn scatter(dx: &Array, dy: &Array, index: &Array, plan: &Plan) -> Res
         .run_1d(plan.outputs)
 }
 
-/// dx = dy · Π of the others, from P and Z of each output.
-pub(super) fn prod_gradient(x: &Array, dy: &Array, p: &Array, z: &Array) -> Result<Array> {
-    let dx = x.uninit_like()?;
-    let (p, z) = (p.to_layout(dy.layout())?, z.to_layout(dy.layout())?);
-    let walk = Walk::new(x.shape(), x.layout(), [dy]);
+/// dx = dy · Π of the others; `plan` keeps the axes.
+pub(super) fn prod_gradient(x: &Array, dy: &Array, plan: &Plan) -> Result<Array> {
+    let (dx, dy) = (x.uninit_like()?, dy.to_layout(plan.layout)?);
+    let left = Array::uninit(&[x.len()], DType::F64, Layout::RowMajor, &x.context())?;
+    let ((kept, kept_rank), (reduced, reduced_rank)) = (dims("prod", &plan.kept)?, dims("prod", &plan.reduced)?);
+    // Runs of a few elements at least.
+    let threads = (plan.count / 8).next_power_of_two().clamp(32, 256);
     Launch::new(&dx, "reduce_bwd.cu", "prod_bwd", &[("scalar_t", x.dtype().into())])?
         .array(&dx)
         .array(x)
+        .array(&dy)
+        .array(&left)
+        .value(kept)
+        .value(kept_rank)
+        .value(reduced)
+        .value(reduced_rank)
+        .value(plan.outputs as i64)
+        .value(plan.count as i64)
+        .run([plan.outputs.min(1 << 20) as u32, 1, 1], [threads as u32, 1, 1], 0)?;
+    Ok(dx)
+}
+
+/// dx = dy · x / y of the norms y in f64, 0 where y is 0.
+pub(super) fn norm_gradient(x: &Array, dy: &Array, y: &Array) -> Result<Array> {
+    let (dx, y) = (x.uninit_like()?, y.to_layout(dy.layout())?);
+    let walk = Walk::new(x.shape(), x.layout(), [dy]);
+    Launch::new(&dx, "reduce_bwd.cu", "norm_bwd", &[("scalar_t", x.dtype().into())])?
+        .array(&dx)
+        .array(x)
         .array(dy)
-        .array(&p)
-        .array(&z)
-        .value(walk.for_kernel("prod")?)
+        .array(&y)
+        .value(walk.for_kernel("norm")?)
         .value(dx.len() as i64)
         .run_1d(dx.len())?;
     Ok(dx)

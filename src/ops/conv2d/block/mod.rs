@@ -102,16 +102,17 @@ impl Op for StemBlock {
         // A clone is a handle; whoever goes backward without the kernels computes from the inputs again.
         x.iter().filter(|_| wanted).for_each(|a| saved.keep(a));
         let Some(fused) = fused else {
-            return Ok(composed::forward(self, x, vec![false; x.len()], false)?.0);
+            return saved.outputs(self.name(), x, composed::forward(self, x, vec![false; x.len()], false)?.0);
         };
         let [mean, var] = fused.statistics;
         if let Some(place) = &fused.place {
             [&mean, &var, place].into_iter().for_each(|a| saved.keep(a));
         }
-        Ok(vec![fused.y, mean, var])
+        saved.outputs(self.name(), x, vec![fused.y, mean, var])
     }
 
     fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
+        saved.check(self.name(), dy)?;
         let n = saved.inputs();
         let x = (0..n).map(|i| saved.get(i)).collect::<Result<Vec<_>>>()?;
         let fused = match (saved.get(n), saved.get(n + 1), saved.get(n + 2)) {
@@ -138,12 +139,13 @@ impl Op for StemBlockInference {
         if saved.wanted() {
             x.iter().for_each(|a| saved.keep(a));
         } else if let Some(fused) = device::forward(&self.0, &inputs, false)? {
-            return Ok(vec![fused.y]);
+            return saved.outputs(self.name(), x, vec![fused.y]);
         }
-        Ok(composed::forward(&self.0, x, vec![false; x.len()], true)?.0)
+        saved.outputs(self.name(), x, composed::forward(&self.0, x, vec![false; x.len()], true)?.0)
     }
 
     fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
+        saved.check(self.name(), dy)?;
         let x = (0..saved.inputs()).map(|i| saved.get(i)).collect::<Result<Vec<_>>>()?;
         composed::backward(&self.0, &x, (0..x.len()).map(|i| saved.needs(i)).collect(), dy, true)
     }
