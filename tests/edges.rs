@@ -5,6 +5,8 @@
 
 mod common;
 
+use std::slice;
+
 use hadal::{
     Array, Context, DType, Error, Result, Tensor, autograd,
     autograd::{Op, Saved, record},
@@ -68,14 +70,14 @@ fn nothing_comes_back_through_a_dead_unit() -> Result<()> {
                     (Clip(-1.0, 1.5), 1.0, -3.0),
                     (Abs, 1.0, 0.0),
                 ] {
-                    let dx = gradients(&Unary(kind), &[x(on, off)?], &[dy.clone()])?;
+                    let dx = gradients(&Unary(kind), &[x(on, off)?], slice::from_ref(&dy))?;
                     same(&dx[0], &want(alive, 2.0), &format!("{kind:?} at {off} in {dtype} on {ctx}, dy {dead}"));
                 }
-                let dx = gradients(&Unary(Pow(0.0)), &[x(1.0, 0.0)?], &[dy.clone()])?;
+                let dx = gradients(&Unary(Pow(0.0)), &[x(1.0, 0.0)?], slice::from_ref(&dy))?;
                 same(&dx[0], &[0.0; 9], &format!("pow(0) in {dtype} on {ctx}"));
                 for (kind, off) in [(BinaryKind::Maximum, -1.0), (BinaryKind::Minimum, 1.0)] {
                     let b = array(&[0.0; 9], &[9], dtype, ctx)?;
-                    let dx = gradients(&Binary(kind), &[x(-off, off)?, b], &[dy.clone()])?;
+                    let dx = gradients(&Binary(kind), &[x(-off, off)?, b], slice::from_ref(&dy))?;
                     same(&dx[0], &want(alive, 2.0), &format!("{kind:?} in {dtype} on {ctx}"));
                 }
                 // |x − z|, a sample for each element.
@@ -104,7 +106,11 @@ fn selections_choose_gradients_and_do_not_multiply() -> Result<()> {
         // Dropout: p = 1 drops all, and what is dropped is the same in both passes.
         let v = array(&[1.0; 9], &[9], dtype, ctx)?;
         let all = Dropout { p: 1.0, draw: Draw { seed: 1, number: 0 } };
-        same(&gradients(&all, &[v.clone()], &[array(&[INF; 9], &[9], dtype, ctx)?])?[0], &[0.0; 9], &what("dropout of all"));
+        same(
+            &gradients(&all, slice::from_ref(&v), &[array(&[INF; 9], &[9], dtype, ctx)?])?[0],
+            &[0.0; 9],
+            &what("dropout of all"),
+        );
         let half = Dropout { p: 0.5, draw: Draw { seed: 1, number: 0 } };
         let kept = half.forward(&[&v], &mut Saved::default())?[0].to_f64_vec()?;
         let dx = &gradients(&half, &[v], &[array(&[INF; 9], &[9], dtype, ctx)?])?[0];
@@ -112,7 +118,7 @@ fn selections_choose_gradients_and_do_not_multiply() -> Result<()> {
         // Reductions to one element, and pooling: only the winner's place.
         let v = array(&[3.0, 7.0, 1.0, 2.0], &[1, 1, 2, 2], dtype, ctx)?;
         let top = Reduce { kind: ReduceKind::Max, axes: vec![], keepdims: false };
-        same(&gradients(&top, &[v.clone()], &[array(&[INF], &[], dtype, ctx)?])?[0], &[0.0, INF, 0.0, 0.0], &what("max"));
+        same(&gradients(&top, slice::from_ref(&v), &[array(&[INF], &[], dtype, ctx)?])?[0], &[0.0, INF, 0.0, 0.0], &what("max"));
         let pool = hadal::ops::MaxPool2d(PoolOptions::new(2));
         same(
             &gradients(&pool, &[v], &[array(&[INF], &[1, 1, 1, 1], dtype, ctx)?])?[0],
@@ -411,10 +417,13 @@ fn no_write_is_missed_by_the_tape() -> Result<()> {
     Ok(())
 }
 
+/// A write into a tensor.
+type Door = fn(&Tensor) -> Result<()>;
+
 #[test]
 fn a_write_does_not_change_what_a_node_has_kept() -> Result<()> {
     for ctx in common::contexts() {
-        let doors: [(&str, fn(&Tensor) -> Result<()>); 6] = [
+        let doors: [(&str, Door); 6] = [
             ("write", |z| z.write(&[0..2], &z.zeros_like()?)),
             ("fill", |z| z.fill(&[0..2], 0.0)),
             ("copy_from", |z| z.copy_from(&z.zeros_like()?)),
