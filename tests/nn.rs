@@ -47,7 +47,7 @@ fn resnet18_has_the_books_shapes_names_and_parameters() -> Result<()> {
             }
         }
         assert_eq!(lines.len(), want.len());
-        assert_eq!(net.parameter_count(), 11_178_378);
+        assert_eq!(net.parameter_count()?, 11_178_378);
     }
     Ok(())
 }

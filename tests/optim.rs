@@ -237,7 +237,9 @@ fn a_restored_state_goes_on_as_before() -> Result<()> {
     let mut sgd = Sgd::new(0.1).momentum(0.9);
     train(&mut sgd, &mut parameters(DType::F32, &cpu())?, 0..2, &cpu())?;
     let names: Vec<String> = sgd.state()?.into_iter().map(|(n, _)| n).collect();
-    assert_eq!(names, ["0.t", "0.mom", "1.t", "1.mom"]);
+    let settings =
+        ["sgd.momentum", "sgd.weight_decay", "sgd.clip_gradient", "sgd.nesterov", "sgd.convention", "sgd.learning_rate"];
+    assert_eq!(names, [&["0.t", "0.mom", "1.t", "1.mom"][..], &settings].concat());
     assert_eq!(sgd.state()?[0].1.item()?, 2.0);
     Ok(())
 }

@@ -67,7 +67,7 @@ fn depths() -> Result<()> {
                 _ => {}
             }
         }
-        cell(None, net.parameter_count().to_string());
+        cell(None, net.parameter_count()?.to_string());
     }
     println!("\nblocks and channels   {}", names.map(|name| format!("{name:>11}")).join(" ").trim_start_matches("  "));
     println!("{}\n", rows.join("\n"));

@@ -35,7 +35,7 @@ pub fn shapes(net: &Sequential, input: &[usize]) -> Result<()> {
         let name = format!("{} output shape:", layer.name());
         println!("{name:<26} {}", hadal::shape::Display(&x.shape()));
     }
-    println!("{} parameters", net.parameter_count());
+    println!("{} parameters", net.parameter_count()?);
     Ok(())
 }
 

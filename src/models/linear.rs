@@ -22,7 +22,7 @@ pub fn linear_regression() -> Sequential {
 /// let net = models::softmax_regression(10);
 /// net.initialize(init::Normal(0.01), &cpu())?;
 /// assert_eq!(net.forward(&Tensor::ones(&[2, 1, 28, 28], &cpu())?)?.shape(), [2, 10]);
-/// assert_eq!(net.parameter_count(), 784 * 10 + 10);
+/// assert_eq!(net.parameter_count()?, 784 * 10 + 10);
 /// # Ok::<(), hadal::Error>(())
 /// ```
 pub fn softmax_regression(classes: usize) -> Sequential {

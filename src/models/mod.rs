@@ -20,7 +20,7 @@
 //! let net = models::resnet50(1000);
 //! net.initialize(init::Zero, &cpu())?;
 //! println!("{}", net.summary(&[0, 3, 224, 224], &cpu())?);
-//! assert_eq!(net.parameter_count(), 25_557_032);
+//! assert_eq!(net.parameter_count()?, 25_557_032);
 //! # Ok::<(), hadal::Error>(())
 //! ```
 

@@ -67,14 +67,27 @@ pub trait Block: Forward + Structure + Send + Sync {
         out
     }
 
-    /// The trainable parameters, for a [`crate::Trainer`].
+    /// The parameters for a [`crate::Trainer`]: all but running statistics, frozen ones too, since they may be set free later.
     fn parameters(&self) -> Vec<Parameter> {
-        self.collect().into_iter().map(|(_, p)| p).filter(Parameter::is_trainable).collect()
+        let running = |p: &Parameter| matches!(p.role(), Role::RunningMean | Role::RunningVar);
+        self.collect().into_iter().map(|(_, p)| p).filter(|p| p.is_trainable() || !running(p)).collect()
     }
 
-    /// The number of trainable elements whose shapes are known so far.
-    fn parameter_count(&self) -> usize {
-        self.parameters().iter().map(|p| p.shape().iter().product::<usize>()).sum()
+    /// The number of trainable elements.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] names a parameter whose shape is not known before the first forward pass.
+    fn parameter_count(&self) -> Result<usize> {
+        let mut count = 0;
+        for p in self.parameters().iter().filter(|p| p.is_trainable()) {
+            let shape = p.shape();
+            if shape.contains(&0) && p.data().is_err() {
+                let reason = "its shape is not known before the first forward pass, and so is the count of parameters".into();
+                return Err(Error::Parameter { name: p.name(), reason });
+            }
+            count += shape.iter().product::<usize>();
+        }
+        Ok(count)
     }
 
     /// Gives every parameter its first values on `ctx`: weights by `init`, biases and running means 0, scales and running

@@ -43,4 +43,4 @@ pub use parameter::{Parameter, Role};
 pub use pool::{AvgPool2D, GlobalAvgPool2D, GlobalMaxPool2D, MaxPool2D};
 pub use sequential::Sequential;
 pub use store::metadata;
-pub(crate) use store::{read_arrays, write_arrays};
+pub(crate) use store::{read_all, write_arrays};

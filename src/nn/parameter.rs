@@ -159,20 +159,23 @@ impl Parameter {
     }
 
     /// An error if an array of `shape` cannot be its value.
-    pub(super) fn check(&self, shape: &[usize]) -> Result<()> {
+    pub(crate) fn check(&self, shape: &[usize]) -> Result<()> {
         self.read().fits(shape)
     }
 
-    /// True if the optimizer changes it.
+    /// True if an optimizer changes it: neither frozen nor a running statistic.
     pub fn is_trainable(&self) -> bool {
         self.read().grad_req != GradReq::Null
     }
 
-    /// What a backward pass does with its gradient; `Null` freezes it.
+    /// What a backward pass does with its gradient; `Null` freezes it. Trainers ask at each step, so a parameter may be frozen and set
+    /// free at any time. A change forgets the gradient at hand.
     pub fn set_grad_req(&self, req: GradReq) {
         let mut s = self.write();
-        s.grad_req = req;
-        s.value = s.value.take().map(|t| t.attach_grad_with(req));
+        if s.grad_req != req {
+            s.grad_req = req;
+            s.value = s.value.take().map(|t| t.attach_grad_with(req));
+        }
     }
 
     /// An initializer of its own, instead of the net's.

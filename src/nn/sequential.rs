@@ -137,9 +137,9 @@ impl Sequential {
         rows.push(("input".to_owned(), Display(input).to_string(), String::new()));
         for block in self.iter() {
             x = pause(|| block.forward(&x))?;
-            rows.push((block.name(), Display(&x.shape()).to_string(), block.parameter_count().to_string()));
+            rows.push((block.name(), Display(&x.shape()).to_string(), block.parameter_count()?.to_string()));
         }
-        rows.push(("total".to_owned(), String::new(), self.parameter_count().to_string()));
+        rows.push(("total".to_owned(), String::new(), self.parameter_count()?.to_string()));
         let width = |f: fn(&(String, String, String)) -> &String| rows.iter().map(|r| f(r).len()).max().unwrap_or(0);
         let (a, b, c) = (width(|r| &r.0), width(|r| &r.1), width(|r| &r.2));
         Ok(rows.iter().map(|(name, shape, count)| format!("{name:<a$}  {shape:<b$}  {count:>c$}\n")).collect())

@@ -126,14 +126,14 @@ pub fn metadata(path: impl AsRef<Path>) -> Result<HashMap<String, String>> {
     Ok(Stored::open(path.as_ref())?.header.metadata().clone().unwrap_or_default())
 }
 
-/// Reads all arrays of a file.
-pub(crate) fn read_arrays(path: &Path) -> Result<BTreeMap<String, Array>> {
+/// Reads all arrays of a file and the words beside them.
+pub(crate) fn read_all(path: &Path) -> Result<(BTreeMap<String, Array>, HashMap<String, String>)> {
     let mut file = Stored::open(path)?;
     let mut out = BTreeMap::new();
     for (name, dtype, shape) in file.arrays(path)? {
         out.insert(name, file.next(path, dtype, &shape)?);
     }
-    Ok(out)
+    Ok((out, file.header.metadata().clone().unwrap_or_default()))
 }
 
 pub(super) fn save(parameters: &[(String, Parameter)], metadata: &[(&str, &str)], path: &Path) -> Result<()> {
@@ -233,7 +233,7 @@ mod tests {
         assert_eq!(file.tensor("b").unwrap().data(), bytemuck::cast_slice::<f32, u8>(&[1.0, 2.0, 3.0]));
         assert_eq!(file.tensor("a").unwrap().shape(), [5, 1]);
         assert_eq!(file.len(), 4);
-        let read = read_arrays(&path)?;
+        let read = read_all(&path)?.0;
         assert_eq!(read.len(), 4);
         assert_eq!(read["c"].to_vec::<f64>()?, [0.5]);
         fs::remove_file(path).unwrap();

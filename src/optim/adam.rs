@@ -3,16 +3,18 @@
 use rayon::prelude::*;
 
 use super::{
-    Convention, Optimizer, Prepare, State, Step, Update, check,
+    Convention, Optimizer, Prepare, State, Step, Update,
+    settings::{Setting, Settings},
     sgd::start,
     state,
-    together::{Formula, Together},
+    together::{Betas, Formula, Together},
 };
 use crate::{
     Array, Error, Result,
     cpu::parallel,
     cuda::{Launch, capture},
     dtype::{Real, real_type},
+    nn::Parameter,
 };
 
 /// Adam: m ← β₁m + (1 − β₁)g; v ← β₂v + (1 − β₂)g²; then at the t-th update of the parameter
@@ -45,15 +47,6 @@ struct Form {
     clip_gradient: Option<f64>,
     decoupled: bool,
     convention: Convention,
-}
-
-/// The `Betas` of `kernels/optim.cu`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
-struct Betas {
-    beta1: f64,
-    beta2: f64,
-    eps: f64,
 }
 
 /// The numbers of one update: w ← decay·w − rate·m/(√v·v_scale + ε).
@@ -117,9 +110,29 @@ impl Adam {
     }
 }
 
+impl Settings for Form {
+    const NAME: &'static str = "adam";
+
+    fn settings(&mut self) -> Vec<(&'static str, Setting<'_>)> {
+        vec![
+            ("beta1", Setting::Share(&mut self.betas.beta1)),
+            ("beta2", Setting::Share(&mut self.betas.beta2)),
+            ("eps", Setting::Number(&mut self.betas.eps)),
+            ("weight_decay", Setting::Number(&mut self.weight_decay)),
+            ("clip_gradient", Setting::Limit(&mut self.clip_gradient)),
+            ("decoupled", Setting::Flag(&mut self.decoupled)),
+            ("convention", Setting::Convention(&mut self.convention)),
+        ]
+    }
+
+    fn states(&self) -> usize {
+        2
+    }
+}
+
 impl Formula for Form {
-    fn kernel(&self) -> (&'static str, &'static str, usize) {
-        ("adam", "adam_all", 2)
+    fn kernel(&self) -> &'static str {
+        "adam_all"
     }
 
     fn clip(&self) -> f64 {
@@ -142,6 +155,10 @@ impl Formula for Form {
         [rate, v_scale, if self.decoupled { 1.0 - lr * wd } else { 1.0 }]
     }
 
+    fn correction(&self) -> (Betas, i32) {
+        (self.betas, if self.convention == Convention::MxNet { 1 } else { 2 })
+    }
+
     fn constants(&self, launch: Launch) -> Launch {
         launch.value(self.betas)
     }
@@ -156,13 +173,13 @@ impl Adam {
 
 impl Optimizer for Adam {
     fn update(&mut self, index: usize, w: &mut Array, grad: &Array, step: &Step) -> Result<()> {
-        check("adam", w, grad)?;
         if capture::active() && w.context().is_gpu() {
             return self.update_all(&mut [Update { index, w, grad, step: *step }]);
         }
         let form = self.form;
+        self.state.check(&form, &[Update { index, w, grad, step: *step }])?;
         let prepare = Prepare { rescale: step.rescale, clip: form.clip(), wd: form.decay(step) };
-        let t = self.state.updates(index).saturating_add(1);
+        let t = self.state.updates(index)?.saturating_add(1);
         let [rate, v_scale, decay] = form.rates(self.state.learning_rate(), t, step);
         let rule = Rule { prepare, betas: form.betas, rate, v_scale, decay };
         let slots = self.state.slots("adam", index, w, 2)?;
@@ -193,6 +210,10 @@ impl Optimizer for Adam {
         self.all(updates, Some(unscale))
     }
 
+    fn check_updates(&self, updates: &[Update]) -> Result<()> {
+        self.state.check(&self.form, updates)
+    }
+
     fn learning_rate(&self) -> f64 {
         self.state.learning_rate()
     }
@@ -202,11 +223,15 @@ impl Optimizer for Adam {
     }
 
     fn state(&self) -> Result<Vec<(String, Array)>> {
-        self.state.save()
+        self.state.save(&self.form)
+    }
+
+    fn check_state(&self, arrays: &[(String, Array)], parameters: &[Parameter]) -> Result<()> {
+        self.state.check_load(&self.form, arrays, parameters)
     }
 
     fn load_state(&mut self, arrays: &[(String, Array)]) -> Result<()> {
-        self.state.load(arrays)
+        self.state.load(&mut self.form, arrays)
     }
 }
 

@@ -3,8 +3,9 @@
 use rayon::prelude::*;
 
 use super::{
-    Optimizer, Prepare, State, Step, check,
+    Optimizer, Prepare, State, Step, Update,
     clip::{blocks, sum_of_squares, sums_of_squares},
+    settings::{Setting, Settings},
     sgd::{kernel, start},
     state, together,
 };
@@ -12,6 +13,7 @@ use crate::{
     Array, Context, DType, Error, Layout, Result,
     cuda::capture,
     dtype::{Real, real_type},
+    nn::Parameter,
 };
 
 /// LARS: each parameter has a rate of its own, a fixed share of its norm for a gradient of norm 1:
@@ -34,11 +36,34 @@ use crate::{
 /// ```
 #[derive(Clone, Debug)]
 pub struct Lars {
+    form: Form,
+    state: State,
+}
+
+/// What does not change from step to step.
+#[derive(Clone, Copy, Debug)]
+struct Form {
     trust: f64,
     momentum: f64,
     weight_decay: f64,
     vectors: bool,
-    state: State,
+}
+
+impl Settings for Form {
+    const NAME: &'static str = "lars";
+
+    fn settings(&mut self) -> Vec<(&'static str, Setting<'_>)> {
+        vec![
+            ("trust", Setting::Number(&mut self.trust)),
+            ("momentum", Setting::Number(&mut self.momentum)),
+            ("weight_decay", Setting::Number(&mut self.weight_decay)),
+            ("vectors", Setting::Flag(&mut self.vectors)),
+        ]
+    }
+
+    fn states(&self) -> usize {
+        1
+    }
 }
 
 /// The numbers of one update.
@@ -54,40 +79,42 @@ struct Rule {
 impl Lars {
     /// With this global learning rate; η 0.001 and momentum 0.9 as in the paper, no weight decay.
     pub fn new(lr: f64) -> Self {
-        Lars { trust: 0.001, momentum: 0.9, weight_decay: 0.0, vectors: false, state: State::new(&["mom"], lr) }
+        let form = Form { trust: 0.001, momentum: 0.9, weight_decay: 0.0, vectors: false };
+        Lars { form, state: State::new(&["mom"], lr) }
     }
 
     /// η, the share of its norm by which a layer may move.
     pub fn trust(mut self, trust: f64) -> Self {
-        self.trust = trust;
+        self.form.trust = trust;
         self
     }
 
     /// The momentum μ.
     pub fn momentum(mut self, momentum: f64) -> Self {
-        self.momentum = momentum;
+        self.form.momentum = momentum;
         self
     }
 
     /// The weight decay wd, the paper's β.
     pub fn weight_decay(mut self, wd: f64) -> Self {
-        self.weight_decay = wd;
+        self.form.weight_decay = wd;
         self
     }
 
     /// True to scale the rates of vectors, too.
     pub fn vectors(mut self, on: bool) -> Self {
-        self.vectors = on;
+        self.form.vectors = on;
         self
     }
 }
 
 impl Optimizer for Lars {
     fn update(&mut self, index: usize, w: &mut Array, grad: &Array, step: &Step) -> Result<()> {
-        check("lars", w, grad)?;
-        let prepare = Prepare { rescale: step.rescale, clip: -1.0, wd: self.weight_decay * step.wd_mult };
-        let trust = (self.vectors || w.rank() > 1).then_some(self.trust);
-        let rule = Rule { prepare, lr: self.state.learning_rate() * step.lr_mult, momentum: self.momentum, trust };
+        let form = self.form;
+        self.state.check(&form, &[Update { index, w, grad, step: *step }])?;
+        let prepare = Prepare { rescale: step.rescale, clip: -1.0, wd: form.weight_decay * step.wd_mult };
+        let trust = (form.vectors || w.rank() > 1).then_some(form.trust);
+        let rule = Rule { prepare, lr: self.state.learning_rate() * step.lr_mult, momentum: form.momentum, trust };
         let live = captured_rate(&self.state, index, step, &w.context())?;
         let slots = self.state.slots("lars", index, w, 1)?;
         let grad = grad.to_layout(w.layout())?;
@@ -112,6 +139,16 @@ impl Optimizer for Lars {
         Ok(())
     }
 
+    fn update_all(&mut self, updates: &mut [Update]) -> Result<()> {
+        self.check_updates(updates)?;
+        self.state.prepare(&self.form, &updates.iter_mut().collect::<Vec<_>>())?;
+        updates.iter_mut().try_for_each(|u| self.update(u.index, u.w, u.grad, &u.step))
+    }
+
+    fn check_updates(&self, updates: &[Update]) -> Result<()> {
+        self.state.check(&self.form, updates)
+    }
+
     fn learning_rate(&self) -> f64 {
         self.state.learning_rate()
     }
@@ -121,11 +158,15 @@ impl Optimizer for Lars {
     }
 
     fn state(&self) -> Result<Vec<(String, Array)>> {
-        self.state.save()
+        self.state.save(&self.form)
+    }
+
+    fn check_state(&self, arrays: &[(String, Array)], parameters: &[Parameter]) -> Result<()> {
+        self.state.check_load(&self.form, arrays, parameters)
     }
 
     fn load_state(&mut self, arrays: &[(String, Array)]) -> Result<()> {
-        self.state.load(arrays)
+        self.state.load(&mut self.form, arrays)
     }
 }
 

@@ -1,9 +1,13 @@
 //! Loss scaling: gradients that would underflow in f16 are computed larger, and made small again in the update.
 
+use std::collections::BTreeMap;
+
 use super::{defines, together::CHUNK};
 use crate::{Array, Context, DType, Error, Layout, Result, Tensor, cuda::Launch, cuda::capture, dtype::real_type};
 
 const OP: &str = "loss_scale";
+/// The rule's name in a file of states; that of the scale is [`OP`].
+const RULE: &str = "loss_scale.rule";
 /// The `SMALLEST_SCALE` of `kernels/optim.cu`.
 const SMALLEST: f64 = 1.0 / 16_777_216.0;
 /// As many gradients as travel in one launch's arguments.
@@ -56,6 +60,8 @@ pub(crate) struct Scaler {
     place: Option<Place>,
     /// A backward pass has begun with the scale since the last step.
     used: bool,
+    /// On the host, the state before the last [`Scaler::unscale`].
+    before: Option<Vec<f64>>,
 }
 
 /// All f64.
@@ -75,7 +81,7 @@ struct Gradients {
 
 impl Scaler {
     pub(crate) fn new(rule: LossScale) -> Self {
-        Scaler { rule, place: None, used: false }
+        Scaler { rule, place: None, used: false, before: None }
     }
 
     fn place(&mut self, ctx: &Context) -> Result<&mut Place> {
@@ -134,6 +140,7 @@ impl Scaler {
                     finite &= real_type!(OP, g.dtype(), F => Ok(g.real::<F>(OP)?.iter().all(|v| v.is_finite())))?;
                 }
                 let state = place.state.as_mut_slice::<f64>()?;
+                self.before = Some(state.to_vec());
                 let (scale, steps) = (state[0], if finite { state[1] + 1.0 } else { 0.0 });
                 place.unscale = Array::full(&[], if finite { 1.0 / scale } else { 0.0 }, DType::F64, &ctx)?;
                 let grows = finite && steps >= f64::from(rule.interval);
@@ -173,17 +180,48 @@ impl Scaler {
         self.place.as_ref().map_or(Ok(self.rule.initial), |p| Ok(p.state.to_f64_vec()?[0]))
     }
 
-    pub(crate) fn state(&self) -> Option<Array> {
-        self.place.as_ref().map(|p| p.state.clone())
+    /// Undoes [`Scaler::unscale`] after an update that failed. A GPU's scale goes on: there the updates of hadal's own rules fail
+    /// before it changes.
+    pub(crate) fn undo(&mut self) -> Result<()> {
+        if let (Some(before), Some(place)) = (self.before.take(), &mut self.place) {
+            place.state.as_mut_slice::<f64>()?.copy_from_slice(&before);
+        }
+        self.used = true;
+        Ok(())
     }
 
-    /// Goes on from a saved [`Scaler::state`].
-    pub(crate) fn load(&mut self, state: &Array) -> Result<()> {
-        if state.shape() != [2] || state.dtype() != DType::F64 {
-            return Err(Error::shape(OP, "a saved scale has two f64", &[state.shape()]));
+    /// The scale and the finite steps since it changed, and the rule by which it changes: for a file.
+    pub(crate) fn state(&self) -> Result<[(String, Array); 2]> {
+        let LossScale { initial, growth, backoff, interval } = self.rule;
+        let of = |v: Vec<f64>| Array::from_vec(v.clone(), &[v.len()], &Context::Cpu);
+        let state = self.place.as_ref().map_or_else(|| of(vec![initial, 0.0]), |p| Ok(p.state.clone()))?;
+        Ok([(OP.to_owned(), state), (RULE.to_owned(), of(vec![growth, backoff, f64::from(interval)])?)])
+    }
+
+    /// The scaler that goes on from a saved [`Scaler::state`], which is taken out of `arrays`; `None` where there is none.
+    /// Files from before the rule was saved leave it as it is.
+    ///
+    /// # Errors
+    /// [`Error::Data`] for numbers that are no scale and no rule.
+    pub(crate) fn restored(&self, arrays: &mut BTreeMap<String, Array>) -> Result<Option<Scaler>> {
+        let mut numbers = |name: &str, n: usize, fits: fn(&[f64]) -> bool| {
+            let Some(a) = arrays.remove(name) else { return Ok(None) };
+            let v = if a.shape() == [n] && a.dtype() == DType::F64 { a.to_vec::<f64>()? } else { Vec::new() };
+            if v.len() == n && v.iter().all(|v| v.is_finite() && *v >= 0.0) && fits(&v) {
+                return Ok(Some(v));
+            }
+            Err(Error::Data { path: name.into(), reason: format!("{n} f64 are expected that can go on as a loss scale: {v:?}") })
+        };
+        let state = numbers(OP, 2, |v| v[0] > 0.0)?;
+        let rule = numbers(RULE, 3, |v| v[0] > 0.0 && v[1] > 0.0 && v[2] <= f64::from(u32::MAX) && v[2].fract() == 0.0)?;
+        let Some(state) = state else { return Ok(None) };
+        let mut scaler = Scaler::new(self.rule);
+        if let Some(rule) = rule {
+            (scaler.rule.growth, scaler.rule.backoff, scaler.rule.interval) = (rule[0], rule[1], rule[2] as u32);
         }
-        self.place = Some(Place { state: state.clone(), unscale: Array::zeros(&[], DType::F64, &state.context())? });
-        Ok(())
+        let state = Array::from_vec(state, &[2], &Context::Cpu)?;
+        scaler.place = Some(Place { state, unscale: Array::zeros(&[], DType::F64, &Context::Cpu)? });
+        Ok(Some(scaler))
     }
 }
 

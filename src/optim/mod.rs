@@ -19,6 +19,7 @@ mod adam;
 mod clip;
 mod lars;
 mod loss_scale;
+mod settings;
 mod sgd;
 mod state;
 mod together;
@@ -32,7 +33,7 @@ pub use sgd::Sgd;
 
 use std::collections::BTreeSet;
 
-use crate::{Array, DType, Error, Result, cuda::Define};
+use crate::{Array, DType, Error, Result, cuda::Define, nn::Parameter};
 use state::State;
 
 /// Whose formulas; the results differ.
@@ -61,6 +62,15 @@ impl Step {
     fn scaled(self, factor: f64) -> Self {
         Step { rescale: self.rescale * factor, ..self }
     }
+
+    /// Errs unless parameter `index` can be updated by these numbers.
+    fn check(&self, op: &'static str, index: usize) -> Result<()> {
+        if !self.rescale.is_finite() {
+            return Err(Error::invalid(op, format!("the factor on the gradient of parameter {index} is {}", self.rescale)));
+        }
+        at_least_0(op, &format!("parameter {index}'s factor on the learning rate"), self.lr_mult)?;
+        at_least_0(op, &format!("parameter {index}'s factor on the weight decay"), self.wd_mult)
+    }
 }
 
 impl Default for Step {
@@ -87,7 +97,8 @@ pub trait Optimizer: Send {
     /// Updates parameter `index`, in place, from its gradient.
     ///
     /// # Errors
-    /// [`Error::Shape`] or [`Error::DType`] when parameter, gradient and state do not fit together.
+    /// [`Error::Shape`] or [`Error::DType`] when parameter, gradient and state do not fit together, [`Error::Invalid`] for a learning
+    /// rate or another number that makes no sense; then nothing has been changed.
     fn update(&mut self, index: usize, w: &mut Array, grad: &Array, step: &Step) -> Result<()>;
 
     /// Updates many parameters, of different indices, to the same bits as [`Optimizer::update`] one by one, which is what it
@@ -95,15 +106,16 @@ pub trait Optimizer: Send {
     /// captured in a [`Graph`](crate::cuda::Graph) they follow the learning rate, and count their updates, at each replay.
     ///
     /// # Errors
-    /// As for [`Optimizer::update`]; [`Error::Invalid`] for an index that comes twice.
+    /// As for [`Optimizer::update`]; [`Error::Invalid`] for an index that comes twice. Of hadal's own rules nothing has been changed
+    /// then, whichever parameter it was.
     fn update_all(&mut self, updates: &mut [Update]) -> Result<()> {
         distinct("update_all", updates)?;
         updates.iter_mut().try_for_each(|u| self.update(u.index, u.w, u.grad, &u.step))
     }
 
     /// [`Optimizer::update_all`] with all gradients multiplied by the number in `unscale`, one f64 on their device, or nothing at all
-    /// where that is 0: a step under a [`LossScale`]. [`Sgd`] and [`Adam`] read it on the device, also in a captured graph, and
-    /// count a step that did nothing as an update; others wait for it, unless they say otherwise.
+    /// where that is 0: a step under a [`LossScale`]. [`Sgd`] and [`Adam`] read it on the device, also in a captured graph, where
+    /// they count what they skip, too; others wait for it, unless they say otherwise.
     ///
     /// # Errors
     /// As for [`Optimizer::update_all`].
@@ -116,19 +128,34 @@ pub trait Optimizer: Send {
         self.update_all(updates)
     }
 
+    /// Errs unless [`Optimizer::update_all`] can do these updates; changes nothing. [`Trainer::step`](crate::Trainer::step) asks this
+    /// before anything changes, its loss scale included. An optimizer of one's own says here what could stop it in the middle.
+    fn check_updates(&self, updates: &[Update]) -> Result<()> {
+        distinct("update_all", updates)
+    }
+
     /// The learning rate.
     fn learning_rate(&self) -> f64;
 
     /// Changes the learning rate from the next update on.
     fn set_learning_rate(&mut self, lr: f64);
 
-    /// The whole state as named arrays: `<index>.<name>`, such as `3.mom`, and `<index>.t` (i64) for the updates so far.
+    /// All that the next update depends on, as named arrays: `<index>.<name>`, such as `3.mom`, `<index>.t` (i64) for the updates so
+    /// far, and `<rule>.<setting>` (f64), such as `sgd.learning_rate`, for the numbers of the rule.
     fn state(&self) -> Result<Vec<(String, Array)>>;
 
-    /// Replaces the state by one from [`Optimizer::state`]; arrays move to their parameter's device at its next update.
+    /// Errs unless [`Optimizer::load_state`] can take these arrays as the state of these parameters; changes nothing.
+    fn check_state(&self, arrays: &[(String, Array)], parameters: &[Parameter]) -> Result<()> {
+        let _ = (arrays, parameters);
+        Ok(())
+    }
+
+    /// Replaces the state, settings and learning rate included, by one from [`Optimizer::state`]; arrays move to their parameter's
+    /// device at its next update. Settings that are not there (older versions had none) stay as they are.
     ///
     /// # Errors
-    /// [`Error::Data`] for a name that this optimizer does not write.
+    /// [`Error::Data`] for a name that this optimizer does not write, and for numbers that no update could go on from; then nothing
+    /// has been changed.
     fn load_state(&mut self, arrays: &[(String, Array)]) -> Result<()>;
 }
 

@@ -3,14 +3,17 @@
 use rayon::prelude::*;
 
 use super::{
-    Convention, Optimizer, Prepare, State, Step, Update, check, defines, state,
-    together::{Formula, Together},
+    Convention, Optimizer, Prepare, State, Step, Update, defines,
+    settings::{Setting, Settings},
+    state,
+    together::{Betas, Formula, Together},
 };
 use crate::{
     Array, Result,
     cpu::parallel,
     cuda::{Launch, capture},
     dtype::{Real, real_type},
+    nn::Parameter,
 };
 
 /// SGD: g = clip(rescale·grad) + wd·w; w ← w − lr·g, or with momentum μ
@@ -105,15 +108,15 @@ impl Sgd {
 
 impl Optimizer for Sgd {
     fn update(&mut self, index: usize, w: &mut Array, grad: &Array, step: &Step) -> Result<()> {
-        check("sgd", w, grad)?;
         if capture::active() && w.context().is_gpu() {
             return self.update_all(&mut [Update { index, w, grad, step: *step }]);
         }
         let form = self.form;
+        self.state.check(&form, &[Update { index, w, grad, step: *step }])?;
         let prepare = Prepare { rescale: step.rescale, clip: form.clip(), wd: form.decay(step) };
         let (lr, lr_inside) = (self.state.learning_rate() * step.lr_mult, form.lr_inside());
         let rule = Rule { prepare, lr, momentum: form.momentum, lr_inside, nesterov: form.nesterov };
-        let slots = self.state.slots("sgd", index, w, form.kernel().2)?;
+        let slots = self.state.slots("sgd", index, w, form.states())?;
         let grad = grad.to_layout(w.layout())?;
         let momentum = slots.arrays.into_iter().next();
         if w.context().is_gpu() {
@@ -142,6 +145,10 @@ impl Optimizer for Sgd {
         self.all(updates, Some(unscale))
     }
 
+    fn check_updates(&self, updates: &[Update]) -> Result<()> {
+        self.state.check(&self.form, updates)
+    }
+
     fn learning_rate(&self) -> f64 {
         self.state.learning_rate()
     }
@@ -151,11 +158,15 @@ impl Optimizer for Sgd {
     }
 
     fn state(&self) -> Result<Vec<(String, Array)>> {
-        self.state.save()
+        self.state.save(&self.form)
+    }
+
+    fn check_state(&self, arrays: &[(String, Array)], parameters: &[Parameter]) -> Result<()> {
+        self.state.check_load(&self.form, arrays, parameters)
     }
 
     fn load_state(&mut self, arrays: &[(String, Array)]) -> Result<()> {
-        self.state.load(arrays)
+        self.state.load(&mut self.form, arrays)
     }
 }
 
@@ -165,9 +176,27 @@ impl Form {
     }
 }
 
+impl Settings for Form {
+    const NAME: &'static str = "sgd";
+
+    fn settings(&mut self) -> Vec<(&'static str, Setting<'_>)> {
+        vec![
+            ("momentum", Setting::Number(&mut self.momentum)),
+            ("weight_decay", Setting::Number(&mut self.weight_decay)),
+            ("clip_gradient", Setting::Limit(&mut self.clip_gradient)),
+            ("nesterov", Setting::Flag(&mut self.nesterov)),
+            ("convention", Setting::Convention(&mut self.convention)),
+        ]
+    }
+
+    fn states(&self) -> usize {
+        usize::from(self.momentum != 0.0)
+    }
+}
+
 impl Formula for Form {
-    fn kernel(&self) -> (&'static str, &'static str, usize) {
-        if self.momentum == 0.0 { ("sgd", "sgd_all", 0) } else { ("sgd", "sgd_momentum_all", 1) }
+    fn kernel(&self) -> &'static str {
+        if self.momentum == 0.0 { "sgd_all" } else { "sgd_momentum_all" }
     }
 
     fn clip(&self) -> f64 {
@@ -180,6 +209,10 @@ impl Formula for Form {
 
     fn rates(&self, lr: f64, _: i64, step: &Step) -> [f64; 3] {
         [lr * step.lr_mult, 0.0, 0.0]
+    }
+
+    fn correction(&self) -> (Betas, i32) {
+        (Betas { beta1: 0.0, beta2: 0.0, eps: 0.0 }, 0)
     }
 
     fn constants(&self, launch: Launch) -> Launch {

@@ -10,11 +10,12 @@ use std::{
 };
 
 use super::{
-    Step, Update, check, defines, distinct,
+    Step, Update, defines,
+    settings::Settings,
     state::{Live, State},
 };
 use crate::{
-    Array, Context, DType, Layout, Result,
+    Array, Context, DType, Error, Layout, Result,
     cuda::{Launch, capture},
 };
 
@@ -23,16 +24,27 @@ pub(super) const CHUNK: usize = 4096;
 /// Words of a parameter in the table.
 const ENTRY: usize = 9;
 
+/// The `Betas` of `kernels/optim.cu` and `kernels/loss_scale.cu`: Adam's.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+pub(super) struct Betas {
+    pub(super) beta1: f64,
+    pub(super) beta2: f64,
+    pub(super) eps: f64,
+}
+
 /// An optimizer's rule as its kernel over all parameters knows it.
 pub(super) trait Formula: Debug + Send + Sync {
-    /// The optimizer's name in errors, its kernel, and how many states the kernel has.
-    fn kernel(&self) -> (&'static str, &'static str, usize);
+    /// Its kernel over all parameters.
+    fn kernel(&self) -> &'static str;
     /// The largest magnitude of a rescaled gradient's element; negative for any.
     fn clip(&self) -> f64;
     /// What of the weight decay goes into the gradient.
     fn decay(&self, step: &Step) -> f64;
     /// The numbers of a parameter's `t`-th update at this learning rate.
     fn rates(&self, lr: f64, t: i64, step: &Step) -> [f64; 3];
+    /// How [`Formula::rates`] depends on t, for `rates_of_done_steps` in `kernels/loss_scale.cu`.
+    fn correction(&self) -> (Betas, i32);
     /// The kernel's last arguments.
     fn constants(&self, launch: Launch) -> Launch;
 }
@@ -41,34 +53,76 @@ pub(super) trait Formula: Debug + Send + Sync {
 #[derive(Debug)]
 struct Rates {
     device: Array,
-    /// What the device has.
+    /// Under a loss scale, what the device needs to compute them.
+    next: Option<Next>,
+    /// What the host wrote last.
     last: Mutex<Vec<u64>>,
     parts: Vec<(usize, Step)>,
     formula: Arc<dyn Formula>,
     live: Live,
 }
 
+/// Under a loss scale only the device knows which steps were done, and so Adam's t.
+#[derive(Debug)]
+struct Next {
+    /// The `Next` of `kernels/loss_scale.cu`, one for each parameter.
+    words: Array,
+    /// By the parameter's index.
+    skipped: Array,
+}
+
 impl Rates {
-    fn new(parts: Vec<(usize, Step)>, formula: Arc<dyn Formula>, live: Live, ctx: &Context) -> Result<Self> {
+    fn new(parts: Vec<(usize, Step)>, formula: Arc<dyn Formula>, live: Live, scaled: bool, ctx: &Context) -> Result<Self> {
         let device = Array::uninit(&[3 * parts.len()], DType::F64, Layout::RowMajor, ctx)?;
-        Ok(Rates { device, last: Mutex::default(), parts, formula, live })
+        let most = parts.iter().map(|(index, _)| index + 1).max().unwrap_or(0);
+        let make = || -> Result<Next> {
+            let words = Array::uninit(&[4 * parts.len()], DType::I64, Layout::RowMajor, ctx)?;
+            Ok(Next { words, skipped: live.with(|n| n.skip_counts(most, ctx))? })
+        };
+        let next = scaled.then(make).transpose()?;
+        Ok(Rates { device, next, last: Mutex::default(), parts, formula, live })
     }
 
-    /// Counts an update of each parameter and lets the device know its numbers.
+    /// Counts a step of each parameter and lets the device know its numbers, or what they follow from.
     fn advance(&self) -> Result<()> {
-        let mut words = Vec::with_capacity(3 * self.parts.len());
+        let mut words = Vec::with_capacity(4 * self.parts.len());
         self.live.with(|live| {
             for (index, step) in &self.parts {
-                let t = live.count(*index);
-                words.extend(self.formula.rates(live.lr, t, step).map(f64::to_bits));
+                let (t, lr) = (live.count(*index), live.lr);
+                match &self.next {
+                    Some(_) => {
+                        let [_, _, decay] = self.formula.rates(lr, 1, step);
+                        words.extend([*index as u64, t as u64, (lr * step.lr_mult).to_bits(), decay.to_bits()]);
+                    }
+                    None => {
+                        let done = t.saturating_sub(live.skipped(*index)?);
+                        words.extend(self.formula.rates(lr, done, step).map(f64::to_bits));
+                    }
+                }
             }
-        });
+            Ok::<_, Error>(())
+        })?;
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if *last != words {
-            write(&self.device, &words)?;
+            write(self.next.as_ref().map_or(&self.device, |n| &n.words), &words)?;
             *last = words;
         }
         Ok(())
+    }
+
+    /// Before the update, under a loss scale: computes the numbers on the device.
+    fn compute(&self, unscale: Option<&Array>) -> Result<()> {
+        let (Some(next), Some(unscale)) = (&self.next, unscale) else { return Ok(()) };
+        let ((betas, correction), n) = (self.formula.correction(), self.parts.len());
+        Launch::new(&self.device, "loss_scale.cu", "rates_of_done_steps", &[("scalar_t", DType::F64.into())])?
+            .array(&self.device)
+            .array(&next.skipped)
+            .array(&next.words)
+            .array(unscale)
+            .value(betas)
+            .value(correction)
+            .value(n as i64)
+            .run_1d(n)
     }
 }
 
@@ -103,18 +157,16 @@ impl Clone for Together {
 impl Together {
     /// Those of `updates` that are on a GPU, in one launch for each device and dtype; gives the others, which are to be updated
     /// one by one. See [`super::Optimizer::update_all_scaled`].
-    pub(super) fn update<'u, 'a>(
+    pub(super) fn update<'u, 'a, F: Formula + Settings + 'static>(
         &mut self,
-        formula: impl Formula + 'static,
+        rule: F,
         state: &mut State,
         updates: &'u mut [Update<'a>],
         unscale: Option<&Array>,
     ) -> Result<Vec<(&'u mut Update<'a>, Step)>> {
-        let formula: Arc<dyn Formula> = Arc::new(formula);
-        let (op, mut groups) = (formula.kernel().0, Vec::new());
-        distinct(op, updates)?;
+        let (formula, mut groups): (Arc<dyn Formula>, _) = (Arc::new(rule), Vec::new());
+        state.check(&rule, updates)?;
         for u in updates.iter() {
-            check(op, u.w, u.grad)?;
             let group = (u.w.context(), u.w.dtype());
             if group.0.is_gpu() && !groups.contains(&group) {
                 groups.push(group);
@@ -122,15 +174,14 @@ impl Together {
         }
         for (ctx, dtype) in groups {
             let group = updates.iter_mut().filter(|u| u.w.context() == ctx && u.w.dtype() == dtype).collect();
-            self.launch(&formula, state, group, unscale, (ctx, dtype))?;
+            self.launch((F::NAME, rule.states()), &formula, state, group, unscale, (ctx, dtype))?;
         }
         let host: Vec<_> = updates.iter_mut().filter(|u| !u.w.context().is_gpu()).collect();
         let factor = unscale.filter(|_| !host.is_empty()).map_or(Ok(1.0), Array::item)?;
         if factor == 0.0 {
-            // Counted as on a GPU, where the host does not learn of it.
-            host.iter().for_each(|u| state.count(u.index));
             return Ok(Vec::new());
         }
+        state.prepare(&rule, &host)?;
         let scaled = |u: &'u mut Update<'a>| {
             let step = u.step.scaled(factor);
             (u, step)
@@ -140,15 +191,15 @@ impl Together {
 
     fn launch(
         &mut self,
+        (op, states): (&'static str, usize),
         formula: &Arc<dyn Formula>,
         state: &mut State,
         group: Vec<&mut Update>,
         unscale: Option<&Array>,
         (ctx, dtype): (Context, DType),
     ) -> Result<()> {
-        let (op, kernel, states) = formula.kernel();
         let Some(first) = group.first() else { return Ok(()) };
-        let mut launch = Launch::new(first.w, "optim.cu", kernel, &defines(dtype))?;
+        let mut launch = Launch::new(first.w, "optim.cu", formula.kernel(), &defines(dtype))?;
         let (mut words, mut parts) = (Vec::with_capacity(ENTRY * group.len()), Vec::with_capacity(group.len()));
         // Gradients in their parameter's layout, which have to last until the launch is queued.
         let mut grads = Vec::with_capacity(group.len());
@@ -170,8 +221,10 @@ impl Together {
             grads.push(grad);
             chunks += n.div_ceil(CHUNK);
         }
-        let make = |words, parts| Plan::new(words, Rates::new(parts, formula.clone(), state.live(), &ctx)?, &ctx);
+        let scaled = unscale.is_some();
+        let make = |words, parts| Plan::new(words, Rates::new(parts, formula.clone(), state.live(), scaled, &ctx)?, &ctx);
         let run = |plan: &Plan| {
+            plan.rates.compute(unscale)?;
             let parameters = plan.rates.parts.len() as i32;
             let launch = launch.array(&plan.table).array(&plan.rates.device).value(parameters).value(chunks as i64);
             formula.constants(launch.optional(unscale).value(formula.clip())).run_in_turn(chunks)
@@ -185,7 +238,7 @@ impl Together {
         }
         let place = self.plans.iter().position(|(c, d, _)| (*c, *d) == (ctx, dtype));
         let mut plan = match place.map(|i| self.plans.swap_remove(i).2) {
-            Some(plan) if plan.rates.parts == parts => plan,
+            Some(plan) if plan.rates.parts == parts && plan.rates.next.is_some() == scaled => plan,
             _ => make(words.clone(), parts)?,
         };
         if plan.words != words {

@@ -9,3 +9,4 @@ mod files;
 mod kept;
 mod kill;
 mod memory;
+mod states;

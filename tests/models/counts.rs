@@ -5,7 +5,7 @@ use hadal::{Result, models, nn::Block};
 use crate::settled;
 
 fn count(name: &str, classes: usize, input: &[usize]) -> Result<usize> {
-    Ok(settled(name, classes, input)?.parameter_count())
+    settled(name, classes, input)?.parameter_count()
 }
 
 fn dense(inputs: usize, units: usize) -> usize {
