@@ -423,10 +423,9 @@ fn child(compiler: &Compiler, jobs: &[Job], i: usize, n: usize) {
                 lines += &format!("kernel\t{}\t{options}\t{}\t{}\t{}\n", job.file, job.arch, u.kernel, cell(&u));
             }
             if let Some(place) = place {
-                // Beside, then renamed: a reader never sees half of it. Without a place it is only slower.
-                let beside = place.with_extension(std::process::id().to_string());
+                // Without it the next run is only slower.
                 let _ = fs::create_dir_all(place.parent().unwrap());
-                let _ = fs::write(&beside, &lines).and_then(|()| fs::rename(&beside, &place));
+                let _ = hadal::files::write(&place, lines.as_bytes());
             }
             writeln!(out, "compiled\t{}\t{}", job.file, start.elapsed().as_millis()).unwrap();
         } else {

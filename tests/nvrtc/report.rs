@@ -5,7 +5,7 @@
 //! version of NVRTC; with another one nothing is compared. They are those of `ptxas -v`, but for the KiB of shared memory that
 //! sm_90 and newer keep for themselves.
 
-use std::{collections::BTreeMap, fmt::Write, fs, path::Path};
+use std::{collections::BTreeMap, fmt::Write, path::Path};
 
 use crate::cubin::Usage;
 
@@ -65,7 +65,7 @@ impl Report {
     /// Stores the figures in the repository.
     pub fn write(&self, archs: &[&str]) {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/kernels.tsv");
-        fs::write(&path, self.print(archs)).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        hadal::files::write(&path, self.print(archs).as_bytes()).unwrap_or_else(|e| panic!("{e}"));
         println!("{} kernels written to {}", self.0.len(), path.display());
     }
 

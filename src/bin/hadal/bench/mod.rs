@@ -7,7 +7,7 @@ mod step;
 
 use std::{fmt, time::Instant};
 
-use hadal::{Context, DType, Error, Result, precision::Precision, println};
+use hadal::{Context, DType, Error, Result, eprintln, precision::Precision, println};
 
 const HELP: &str = "\
 usage: hadal bench [ops|step|first] [options]
@@ -93,6 +93,9 @@ pub fn run(args: &[String]) -> Result<()> {
     if o.list {
         ops::table(&o).iter().for_each(|case| println!("{}", case.json()));
         return Ok(());
+    }
+    if o.quick && !o.once {
+        eprintln!("--quick is a smoke test: it shows that everything runs, and its figures mean nothing");
     }
     match what {
         Some("first") if o.once => first::once(&o),
