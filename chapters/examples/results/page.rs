@@ -27,7 +27,9 @@ pub fn render(book: &Value, records: &[Value]) -> String {
         section(&mut out, table, records);
     }
     out.push_str("\n## Each thing that the book names\n\n");
-    out.push_str("Programs are in `examples/`; what they print is checked on every context by `tests/chapters.rs`.\n\n");
+    out.push_str(
+        "Programs are in `chapters/examples/`; what they print is checked on every context by `chapters/tests/chapters.rs`.\n\n",
+    );
     out.push_str("| | the book | printed by hadal | program | tests |\n| --- | --- | --- | --- | --- |\n");
     for item in list(book, "items") {
         let chapter = text(item, "chapter");
@@ -35,7 +37,7 @@ pub fn render(book: &Value, records: &[Value]) -> String {
             list(item, "prints").iter().filter_map(Value::as_str).map(|line| format!("`{}`", escape(line))).collect();
         let tests: Vec<String> =
             list(item, "tests").iter().filter_map(Value::as_str).map(|t| format!("`{}`", t.replace("::", " "))).collect();
-        let program = if chapter.is_empty() { String::new() } else { format!("[{chapter}](../examples/{chapter}.rs)") };
+        let program = if chapter.is_empty() { String::new() } else { format!("[{chapter}](../chapters/examples/{chapter}.rs)") };
         let row = [text(item, "item").to_owned(), escape(text(item, "book")), prints.join("<br>"), program, tests.join("<br>")];
         let _ = writeln!(out, "| {} |", row.join(" | "));
     }
