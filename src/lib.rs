@@ -38,6 +38,7 @@ mod doctor;
 mod dtype;
 mod error;
 pub mod files;
+pub mod guide;
 pub mod init;
 pub mod loss;
 pub mod models;
