@@ -7,6 +7,7 @@ use crate::{
     cpu::buffers::Buffer,
     cuda::{self, DeviceBuffer, capture::Place},
     dtype::{Real, element_type},
+    hybrid::trace,
     ops::number::Number,
     shape::{Display, numel, strides},
 };
@@ -189,6 +190,7 @@ impl Array {
     /// # Errors
     /// [`Error::DType`] when `T` is not the array's own type.
     pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
+        trace::refuse("it reads values, on which it may depend");
         if T::DTYPE != self.dtype {
             return Err(Error::DType { op: "to_vec", dtype: self.dtype, hint: "ask for the array's own type, or `cast` first" });
         }

@@ -14,6 +14,7 @@
 //! ```
 
 use std::{
+    any::Any,
     cell::Cell,
     collections::{BTreeMap, HashMap, hash_map::Entry},
     fmt::Debug,
@@ -23,13 +24,13 @@ use std::{
     },
 };
 
-use crate::{Array, Context, Error, Layout, Result, Tensor, cpu::parallel};
+use crate::{Array, Context, Error, Layout, Result, Tensor, cpu::parallel, hybrid::trace, random::Draw};
 
 /// A differentiable operation: how it computes and how it sends a gradient back.
 ///
 /// The project's own ops and a user's are the same trait; there is no default for `backward`, so a gradient cannot
 /// be forgotten.
-pub trait Op: Debug + Send + Sync + 'static {
+pub trait Op: Any + Debug + Send + Sync {
     /// The name in errors and profiles, such as `conv2d`.
     fn name(&self) -> &'static str;
 
@@ -48,6 +49,14 @@ pub trait Op: Debug + Send + Sync + 'static {
     fn adds(&self, i: usize) -> bool {
         let _ = i;
         false
+    }
+
+    /// For an op that holds a random draw: the same op with another one.
+    ///
+    /// A [hybridized](crate::nn::Sequential::hybridize) block takes the thread's next draw in each pass, as the eager block does.
+    fn redrawn(&self, draw: Draw) -> Option<Arc<dyn Op>> {
+        let _ = draw;
+        None
     }
 }
 
@@ -233,7 +242,7 @@ thread_local! {
 }
 
 /// Sets both flags while `f` runs, also when `f` panics.
-fn with_flags<T>(recording: bool, training: bool, f: impl FnOnce() -> T) -> T {
+pub(crate) fn with_flags<T>(recording: bool, training: bool, f: impl FnOnce() -> T) -> T {
     struct Restore(bool, bool);
     impl Drop for Restore {
         fn drop(&mut self) {
@@ -336,7 +345,6 @@ type Forward<'a> = dyn FnMut(&[&Array], &mut Saved) -> Result<Vec<Array>> + 'a;
 
 /// [`apply_arc`] with another forward pass than the op's own, which has more to do than the tape has to know.
 pub(crate) fn apply_with(op: Arc<dyn Op>, inputs: &[&Tensor], forward: &mut Forward) -> Result<Vec<Tensor>> {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
     let arrays: Vec<Array> = inputs.iter().map(|t| t.array()).collect();
     let refs: Vec<&Array> = arrays.iter().collect();
     if let Some((first, rest)) = refs.split_first() {
@@ -350,13 +358,22 @@ pub(crate) fn apply_with(op: Arc<dyn Op>, inputs: &[&Tensor], forward: &mut Forw
     let edges: Vec<Option<Edge>> = if is_recording() { inputs.iter().map(|t| t.edge()).collect() } else { Vec::new() };
     let needs = edges.iter().map(Option::is_some).collect();
     let mut saved = Saved::new(&refs, needs);
-    let outputs = forward(&refs, &mut saved)?;
+    // What an op does inside is its own affair.
+    let outputs = trace::suspend(|| forward(&refs, &mut saved))?;
+    let outputs = place(&op, edges, saved, outputs);
+    trace::applied(&op, inputs, &outputs);
+    Ok(outputs)
+}
+
+/// The outputs as tensors, on the tape where a gradient of an input is wanted.
+fn place(op: &Arc<dyn Op>, edges: Vec<Option<Edge>>, saved: Saved, outputs: Vec<Array>) -> Vec<Tensor> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
     if !saved.wanted() {
-        return Ok(outputs.into_iter().map(Tensor::new).collect());
+        return outputs.into_iter().map(Tensor::new).collect();
     }
     saved.note(op.name(), &outputs);
     let node = Arc::new(Node {
-        op,
+        op: op.clone(),
         id: NEXT.fetch_add(1, Ordering::Relaxed),
         saved: Mutex::new(Some(saved)),
         inputs: edges,
@@ -366,7 +383,7 @@ pub(crate) fn apply_with(op: Arc<dyn Op>, inputs: &[&Tensor], forward: &mut Forw
         // Integers (an argmax, say) carry no gradient.
         if a.dtype().is_float() { Tensor::from_node(a, node.clone(), i) } else { Tensor::new(a) }
     };
-    Ok(outputs.into_iter().enumerate().map(tensor).collect())
+    outputs.into_iter().enumerate().map(tensor).collect()
 }
 
 /// Gradients on their way: for each node still to be visited, what has arrived at each of its outputs.

@@ -39,6 +39,7 @@ mod dtype;
 mod error;
 pub mod files;
 pub mod guide;
+mod hybrid;
 pub mod init;
 pub mod loss;
 pub mod models;

@@ -5,6 +5,8 @@
 
 use std::cell::Cell;
 
+use crate::hybrid::trace;
+
 thread_local! {
     static STATE: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
     /// How often the stream was set anew.
@@ -70,6 +72,7 @@ pub struct Draw {
 pub fn next_draw() -> Draw {
     let (seed, number) = STATE.get();
     STATE.set((seed, number.wrapping_add(1)));
+    trace::drew();
     Draw { seed, number }
 }
 

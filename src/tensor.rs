@@ -12,6 +12,7 @@ use crate::{
     Array, Context, DType, Element, Error, Layout, Result,
     autograd::{self, Edge, GradReq, Node},
     cuda::capture,
+    hybrid::trace,
 };
 
 /// An n-dimensional array that gradients can flow through; cheap to clone, clones are the same tensor.
@@ -42,7 +43,23 @@ struct Variable {
     fresh: bool,
 }
 
+const READS: &str = "it reads a tensor's values, on which it may depend";
+
+static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+
 impl Tensor {
+    /// Tensors made from here on have this id or a greater one.
+    pub(crate) fn next_id() -> u64 {
+        NEXT_ID.load(Ordering::Relaxed)
+    }
+
+    /// A tensor whose values are the same whenever its block runs.
+    fn constant(array: Result<Array>) -> Result<Self> {
+        let t = Self::new(array?);
+        trace::constant(&t);
+        Ok(t)
+    }
+
     /// A tensor off the tape.
     pub fn new(array: Array) -> Self {
         Self::build(array, None, None)
@@ -53,8 +70,7 @@ impl Tensor {
     }
 
     fn build(array: Array, origin: Option<(Arc<Node>, usize)>, variable: Option<Mutex<Variable>>) -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         Tensor(Arc::new(Inner { id, value: RwLock::new(array.with_recorded(false)), origin, variable }))
     }
 
@@ -65,7 +81,7 @@ impl Tensor {
 
     /// f32 zeros.
     pub fn zeros(shape: &[usize], ctx: &Context) -> Result<Self> {
-        Array::zeros(shape, DType::F32, ctx).map(Self::new)
+        Self::constant(Array::zeros(shape, DType::F32, ctx))
     }
 
     /// f32 ones.
@@ -75,24 +91,24 @@ impl Tensor {
 
     /// f32, all equal to `value`.
     pub fn full(shape: &[usize], value: f64, ctx: &Context) -> Result<Self> {
-        Array::full(shape, value, DType::F32, ctx).map(Self::new)
+        Self::constant(Array::full(shape, value, DType::F32, ctx))
     }
 
     /// f32: `start, start + step, …` below `stop`.
     pub fn arange(start: f64, stop: f64, step: f64, ctx: &Context) -> Result<Self> {
-        Array::arange(start, stop, step, DType::F32, ctx).map(Self::new)
+        Self::constant(Array::arange(start, stop, step, DType::F32, ctx))
     }
 
     /// Zeros with this tensor's shape, dtype and device.
     pub fn zeros_like(&self) -> Result<Self> {
         let a = self.array();
-        Array::zeros(a.shape(), a.dtype(), &a.context()).map(Self::new)
+        Self::constant(Array::zeros(a.shape(), a.dtype(), &a.context()))
     }
 
     /// Ones with this tensor's shape, dtype and device.
     pub fn ones_like(&self) -> Result<Self> {
         let a = self.array();
-        Array::full(a.shape(), 1.0, a.dtype(), &a.context()).map(Self::new)
+        Self::constant(Array::full(a.shape(), 1.0, a.dtype(), &a.context()))
     }
 
     /// The array itself, sharing its memory.
@@ -147,6 +163,7 @@ impl Tensor {
         if self.0.origin.is_some() {
             return Err(Error::Autograd("the result of a recorded operation cannot be changed in place".into()));
         }
+        trace::refuse("it writes a tensor in place");
         self.0.value.write().unwrap_or_else(PoisonError::into_inner).in_place(f)
     }
 
@@ -159,6 +176,7 @@ impl Tensor {
         if tensors.iter().any(|t| t.0.origin.is_some()) {
             return Err(Error::Autograd("the result of a recorded operation cannot be changed in place".into()));
         }
+        trace::refuse("it writes tensors in place");
         // Locked in one order by all, so that two threads never wait for each other.
         let mut order: Vec<usize> = (0..tensors.len()).collect();
         order.sort_by_key(|&i| tensors[i].id());
@@ -254,6 +272,7 @@ impl Tensor {
     /// # Errors
     /// [`Error::DType`] for an integer that f32 does not hold, as indices beyond 2²⁴ may be: `array().to_vec::<i64>()` gives those.
     pub fn to_vec(&self) -> Result<Vec<f32>> {
+        trace::refuse(READS);
         let a = self.array();
         match a.dtype() {
             DType::F32 => a.to_vec(),
@@ -264,12 +283,15 @@ impl Tensor {
 
     /// The only element of a one-element tensor; waits for the device.
     pub fn item(&self) -> Result<f64> {
+        trace::refuse(READS);
         self.array().item()
     }
 
     /// The same values off the tape.
     pub fn detach(&self) -> Self {
-        Self::new(self.array())
+        let y = Self::new(self.array());
+        trace::detached(self, &y);
+        y
     }
 
     /// The same values in memory of their own, off the tape.

@@ -160,6 +160,17 @@ fn batch_norm_keeps_running_statistics_in_training_only() -> Result<()> {
     Ok(())
 }
 
+hadal::block! {
+    struct Normalized { bn: nn::BatchNorm, last: nn::BatchNorm }
+}
+
+impl nn::Forward for Normalized {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let y = self.bn.forward(x)?.relu()?;
+        (self.last.forward(&y)? + x)?.relu()
+    }
+}
+
 #[test]
 fn fused_batch_norm_is_the_plain_one_and_keeps_running_statistics() -> Result<()> {
     for ctx in common::contexts() {
@@ -168,20 +179,29 @@ fn fused_batch_norm_is_the_plain_one_and_keeps_running_statistics() -> Result<()
             bn.initialize(init::One, &ctx)?;
             last.initialize(init::One, &ctx)?;
             let x = Tensor::new(check::cast(&check::random(&[5, 3, 2, 2], 1)?, DType::F32)?.to_context(&ctx)?);
-            let forward = || match fused {
-                true => last.forward_add_relu(&bn.forward_relu(&x)?, &x),
-                false => (last.forward(&bn.forward(&x)?.relu()?)? + &x)?.relu(),
-            };
-            let y = autograd::record(forward)?;
-            let mut all = vec![y.to_vec()?, forward()?.to_vec()?];
-            for (_, p) in bn.collect().iter().chain(&last.collect()) {
+            let net = nn::Sequential::new().add(Normalized { bn, last });
+            if fused {
+                net.hybridize();
+            }
+            let forward = || net.forward(&x);
+            // The first pass of each mode is traced, the second one is the graph's.
+            let mut all = Vec::new();
+            for _ in 0..2 {
+                all.extend([autograd::record(forward)?.to_vec()?, forward()?.to_vec()?]);
+            }
+            for (_, p) in net.collect() {
                 all.push(p.data()?.to_vec()?);
+            }
+            if fused {
+                let graphs = net.explain();
+                assert_eq!(graphs.matches("[bn_relu]").count(), 2, "{graphs}");
+                assert_eq!(graphs.matches("[bn_add_relu]").count(), 2, "{graphs}");
             }
             Ok(all)
         };
         let fused = run(true)?;
         assert_eq!(fused, run(false)?);
-        assert!(fused[0] != fused[1] && fused[4] != [0.0; 3] && fused[5] != [1.0; 3]);
+        assert!(fused[0] != fused[1] && fused[1] != fused[3] && fused[6] != [0.0; 3] && fused[7] != [1.0; 3]);
     }
     Ok(())
 }
@@ -211,11 +231,7 @@ fn running_statistics_follow_the_same_way_everywhere() -> Result<()> {
                 let running = || bn.collect()[2..].iter().map(|(_, p)| Ok(p.data()?.array())).collect::<Result<Vec<_>>>();
                 let held = running()?;
                 let before = held.iter().map(|a| a.to_f64_vec()).collect::<Result<Vec<_>>>()?;
-                autograd::train_mode(|| match step {
-                    0 | 3 => bn.forward(&x),
-                    1 => bn.forward_relu(&x),
-                    _ => bn.forward_add_relu(&x, &x),
-                })?;
+                autograd::train_mode(|| bn.forward(&x))?;
                 assert_eq!(held.iter().map(|a| a.to_f64_vec()).collect::<Result<Vec<_>>>()?, before);
                 for (now, want) in running()?.iter().zip(&want) {
                     assert_eq!(now.to_f64_vec()?, want.to_f64_vec()?, "{ctx} {dtype}, {channels} channels, step {step}");

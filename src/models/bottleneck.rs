@@ -50,15 +50,14 @@ impl Bottleneck {
 
 impl Forward for Bottleneck {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = self.bn1.forward_relu(&self.conv1.forward(x)?)?;
-        let y = self.bn2.forward_relu(&self.conv2.forward(&y)?)?;
-        let y = self.conv3.forward(&y)?;
+        let y = self.bn1.forward(&self.conv1.forward(x)?)?.relu()?;
+        let y = self.bn2.forward(&self.conv2.forward(&y)?)?.relu()?;
+        let y = self.bn3.forward(&self.conv3.forward(&y)?)?;
         let x = match &self.shortcut {
             Some(shortcut) => shortcut.forward(x)?,
             None => x.clone(),
         };
-        // ReLU of bn3(y) + x
-        self.bn3.forward_add_relu(&y, &x)
+        (y + x)?.relu()
     }
 }
 

@@ -42,13 +42,13 @@ impl Residual {
 
 impl Forward for Residual {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (y, x) = match &self.conv3 {
-            Some(conv3) => self.conv1.forward_pair(conv3, x)?,
-            None => (self.conv1.forward(x)?, x.clone()),
+        let y = self.bn1.forward(&self.conv1.forward(x)?)?.relu()?;
+        let y = self.bn2.forward(&self.conv2.forward(&y)?)?;
+        let x = match &self.conv3 {
+            Some(conv3) => conv3.forward(x)?,
+            None => x.clone(),
         };
-        let y = self.conv2.forward(&self.bn1.forward_relu(&y)?)?;
-        // ReLU of bn2(y) + x
-        self.bn2.forward_add_relu(&y, &x)
+        (y + x)?.relu()
     }
 }
 

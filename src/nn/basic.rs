@@ -1,6 +1,6 @@
 //! Layers without a window: [`Dense`], [`Activation`], [`Dropout`], [`Flatten`].
 
-use super::{Forward, Info, Parameter, Part, Role, Structure};
+use super::{Forward, Info, Parameter, Role, Structure};
 use crate::{Error, Result, Tensor, autograd, init::Init, ops::UnaryKind};
 
 /// An elementwise function, by name in Gluon: relu, sigmoid, tanh, softrelu, …
@@ -234,10 +234,6 @@ impl Structure for Activation {
 
     fn describe(&self) -> String {
         format!("Activation({})", kind_name(self.kind))
-    }
-
-    fn part(&self) -> Option<Part<'_>> {
-        (self.kind == UnaryKind::Relu).then_some(Part::Relu)
     }
 }
 

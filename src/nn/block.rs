@@ -7,8 +7,8 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
-use super::{Parameter, Part, Role, store};
-use crate::{Context, DType, Error, Result, Tensor, init::Init};
+use super::{Parameter, Role, store};
+use crate::{Context, DType, Error, Result, Tensor, hybrid::trace, init::Init};
 
 /// The forward pass.
 pub trait Forward {
@@ -36,11 +36,6 @@ pub trait Structure {
     /// One line for printing, such as `Dense(784 -> 10)`; empty for what is no layer at all.
     fn describe(&self) -> String {
         String::new()
-    }
-
-    /// The layer that this is, where [`Sequential`](super::Sequential) may do it together with its neighbours.
-    fn part(&self) -> Option<Part<'_>> {
-        None
     }
 }
 
@@ -273,6 +268,7 @@ impl Info {
 
     /// Puts the layer's path in front of an error: `net[4].conv1: …`.
     pub fn at<T>(&self, result: Result<T>) -> Result<T> {
+        trace::layer(|| self.path());
         result.map_err(|e: Error| e.at(&self.path()))
     }
 }
@@ -337,9 +333,6 @@ macro_rules! pointer {
             }
             fn describe(&self) -> String {
                 (**self).describe()
-            }
-            fn part(&self) -> Option<Part<'_>> {
-                (**self).part()
             }
         }
         impl<T: Forward + ?Sized> Forward for $p<T> {

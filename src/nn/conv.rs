@@ -1,7 +1,7 @@
 //! [`Conv2D`].
 
 use super::{
-    Forward, Info, Parameter, Part, Role, Structure,
+    Forward, Info, Parameter, Role, Structure,
     basic::{Function, activations},
 };
 use crate::{
@@ -114,38 +114,8 @@ impl Conv2D {
         self.bias.as_ref()
     }
 
-    /// This layer and another one on the same input, which then is read once where the device can; see [`crate::ops::Conv2dPair`].
-    ///
-    /// The outputs are those of `self.forward(x)` and `other.forward(x)`.
-    ///
-    /// # Errors
-    /// Those of either layer.
-    ///
-    /// ```
-    /// use hadal::{Tensor, cpu, init, nn::{Block, Conv2D, Forward}};
-    /// let (conv, short_cut) = (Conv2D::new(8, 3).padding(1).stride(2), Conv2D::new(8, 1).stride(2));
-    /// conv.initialize(init::Xavier::new(), &cpu())?;
-    /// short_cut.initialize(init::Xavier::new(), &cpu())?;
-    /// let x = Tensor::ones(&[1, 4, 6, 6], &cpu())?;
-    /// let (y, z) = conv.forward_pair(&short_cut, &x)?;
-    /// assert_eq!(y.to_vec()?, conv.forward(&x)?.to_vec()?);
-    /// assert_eq!(z.to_vec()?, short_cut.forward(&x)?.to_vec()?);
-    /// # Ok::<(), hadal::Error>(())
-    /// ```
-    pub fn forward_pair(&self, other: &Conv2D, x: &Tensor) -> Result<(Tensor, Tensor)> {
-        let (w1, b1) = self.info.at(self.operands(x))?;
-        let (w2, b2) = other.info.at(other.operands(x))?;
-        let (y1, y2) = self.info.at(x.conv2d_pair((&w1, b1.as_ref(), self.options), (&w2, b2.as_ref(), other.options)))?;
-        Ok((self.info.at(self.function.apply(y1))?, other.info.at(other.function.apply(y2))?))
-    }
-
-    /// The attributes, where there is no activation behind the convolution.
-    pub(super) fn plain_options(&self) -> Option<Conv2dOptions> {
-        self.function.0.is_none().then_some(self.options)
-    }
-
     /// Weight and bias for `x`.
-    pub(super) fn operands(&self, x: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
+    fn operands(&self, x: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
         let shape = x.shape();
         let &[_, c, _, _] = shape.as_slice() else {
             return Err(Error::shape("conv2d", "an input (N, C, H, W) is needed", &[&shape]));
@@ -189,10 +159,6 @@ impl Structure for Conv2D {
         let mut all = vec![("weight", &self.weight)];
         all.extend(self.bias.as_ref().map(|b| ("bias", b)));
         all
-    }
-
-    fn part(&self) -> Option<Part<'_>> {
-        Some(Part::Conv2D(self))
     }
 
     fn describe(&self) -> String {

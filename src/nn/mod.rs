@@ -27,7 +27,6 @@
 mod basic;
 mod block;
 mod conv;
-mod fuse;
 mod norm;
 mod parameter;
 mod pool;
@@ -37,7 +36,6 @@ mod store;
 pub use basic::{Activation, Dense, Dropout, Flatten};
 pub use block::{Block, Forward, Info, Structure};
 pub use conv::Conv2D;
-pub use fuse::Part;
 pub use norm::BatchNorm;
 pub use parameter::{Parameter, Role};
 pub use pool::{AvgPool2D, GlobalAvgPool2D, GlobalMaxPool2D, MaxPool2D};

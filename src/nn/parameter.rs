@@ -6,6 +6,7 @@ use crate::{
     Array, Context, DType, Error, Layout, Result, Tensor,
     autograd::{self, GradReq},
     cuda::capture,
+    hybrid::trace,
     init::{Constant, Init},
     random::{self, Draw},
     shape::Display,
@@ -144,8 +145,8 @@ impl Parameter {
         if value.layout() == layout || capture::active() {
             return Ok(());
         }
-        // The same values: nothing that the tape would have to know.
-        autograd::pause(|| value.set_array(value.array().to_layout(layout)?))
+        // The same values: nothing that the tape or a trace would have to know.
+        trace::suspend(|| autograd::pause(|| value.set_array(value.array().to_layout(layout)?)))
     }
 
     /// Gives it values on `ctx`, whatever it had, in its dtype; the shape must fit what is known of it.
@@ -204,6 +205,12 @@ impl Parameter {
     /// # Errors
     /// [`Error::Parameter`] when the net was not initialized or a known extent differs.
     pub fn ready(&self, shape: &[usize]) -> Result<Tensor> {
+        let t = self.ready_value(shape)?;
+        trace::parameter(&t, self);
+        Ok(t)
+    }
+
+    fn ready_value(&self, shape: &[usize]) -> Result<Tensor> {
         if let Some(t) = &self.read().value {
             return Ok(t.clone());
         }
@@ -214,7 +221,7 @@ impl Parameter {
         let (init, ctx, draw) = s.pending.clone().ok_or_else(|| s.missing())?;
         s.fits(shape)?;
         s.shape = shape.to_vec();
-        s.create(&*init, &ctx, draw)
+        trace::suspend(|| s.create(&*init, &ctx, draw))
     }
 
     /// First values on `ctx`, now or, where the shape is not known, at the first forward pass.

@@ -1,18 +1,18 @@
 //! Pooling layers: [`MaxPool2D`], [`AvgPool2D`], [`GlobalAvgPool2D`], [`GlobalMaxPool2D`].
 
-use super::{Forward, Info, Part, Structure};
+use super::{Forward, Info, Structure};
 use crate::{
     Result, Tensor,
     ops::{Padding, Pair, PoolOptions},
 };
 
 macro_rules! pool {
-    ($(#[$doc:meta])* $name:ident, $method:ident $(, $part:ident)?) => {
+    ($(#[$doc:meta])* $name:ident, $method:ident) => {
         $(#[$doc])*
         #[derive(Debug)]
         pub struct $name {
             info: Info,
-            pub(super) options: PoolOptions,
+            options: PoolOptions,
         }
 
         impl $name {
@@ -51,10 +51,6 @@ macro_rules! pool {
                 Some(&self.info)
             }
 
-            $(fn part(&self) -> Option<Part<'_>> {
-                Some(Part::$part(self))
-            })?
-
             fn describe(&self) -> String {
                 let PoolOptions { kernel, stride, padding: [top, left, ..], .. } = self.options;
                 let (stride, padding) = (Pair(stride.unwrap_or(kernel)), Pair([top, left]));
@@ -74,7 +70,7 @@ pool!(
     /// assert_eq!(MaxPool2D::new(3).padding(1).stride(2).forward(&x)?.to_vec()?, [5., 7., 13., 15.]);
     /// # Ok::<(), hadal::Error>(())
     /// ```
-    MaxPool2D, max_pool2d, MaxPool2D
+    MaxPool2D, max_pool2d
 );
 pool!(
     /// The mean of each window.

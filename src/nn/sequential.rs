@@ -2,11 +2,10 @@
 
 use std::{fmt, path::Path};
 
-use super::{Block, Forward, Info, Parameter, Structure, fuse};
-use crate::{Context, DType, Result, Tensor, autograd::pause, init::Init, shape::Display};
+use super::{Block, Forward, Info, Parameter, Structure};
+use crate::{Context, DType, Result, Tensor, autograd::pause, hybrid::Hybrid, init::Init, shape::Display};
 
-/// Feeds each block's output to the next. Batch-norm with ReLU behind it takes one pass over memory, with the same values; the first
-/// layers of a ResNet on a GPU are one op, [`StemBlock`](crate::ops::StemBlock), which does not round between them.
+/// Feeds each block's output to the next.
 ///
 /// ```
 /// use hadal::{Tensor, cpu, init, nn::{Dense, Sequential}};
@@ -23,6 +22,7 @@ use crate::{Context, DType, Result, Tensor, autograd::pause, init::Init, shape::
 pub struct Sequential {
     info: Info,
     blocks: Vec<Box<dyn Block>>,
+    hybrid: Hybrid,
 }
 
 impl Default for Sequential {
@@ -34,7 +34,7 @@ impl Default for Sequential {
 impl Sequential {
     /// Without any block: the identity.
     pub fn new() -> Self {
-        Sequential { info: Info::new("sequential"), blocks: Vec::new() }
+        Sequential { info: Info::new("sequential"), blocks: Vec::new(), hybrid: Hybrid::default() }
     }
 
     /// Appends a block.
@@ -67,6 +67,49 @@ impl Sequential {
     /// True without any block.
     pub fn is_empty(&self) -> bool {
         self.blocks.is_empty()
+    }
+
+    /// Compiles the net: Gluon's `hybridize`.
+    ///
+    /// The first pass with a signature (shapes, dtypes, training or not, what needs gradients) runs as before and records its ops; later passes replay
+    /// them fused into fewer kernels, with the same random draws and running statistics. Fusing changes no value but where the op
+    /// says so. A net that depends on values (it reads a tensor, draws random numbers without an op, writes in place) stays eager, with one warning.
+    /// `HADAL_EXPLAIN=1` prints each graph, `HADAL_FUSE_OFF=bn_relu` (or `all`) switches rewrites off.
+    ///
+    /// ```
+    /// use hadal::{Tensor, autograd, cpu, init, nn::{Activation, BatchNorm, Dense, Sequential}};
+    /// let net = Sequential::new().add(Dense::new(4)).add(BatchNorm::new()).add(Activation::relu());
+    /// net.initialize(init::Xavier::new(), &cpu())?;
+    /// let x = Tensor::uniform(-1.0, 1.0, &[8, 3], &cpu())?;
+    /// let eager = net.forward(&x)?;
+    /// net.hybridize();
+    /// net.forward(&x)?; // traced
+    /// assert_eq!(net.forward(&x)?.to_vec()?, eager.to_vec()?);
+    /// assert!(net.explain().contains("batch_norm_inference_relu"));
+    /// # Ok::<(), hadal::Error>(())
+    /// ```
+    pub fn hybridize(&self) {
+        self.hybrid.set(true, false);
+    }
+
+    /// [`hybridize`](Sequential::hybridize) where a net that cannot be replayed is an error that says why.
+    pub fn hybridize_strict(&self) {
+        self.hybrid.set(true, true);
+    }
+
+    /// Runs eagerly again.
+    pub fn dehybridize(&self) {
+        self.hybrid.set(false, false);
+    }
+
+    /// True after [`hybridize`](Sequential::hybridize).
+    pub fn is_hybridized(&self) -> bool {
+        self.hybrid.is_on()
+    }
+
+    /// The graphs of the signatures met so far: each op with its inputs, shape, layer, and the rewrite that made it.
+    pub fn explain(&self) -> String {
+        self.hybrid.explain()
     }
 
     /// See [`Forward::forward`].
@@ -146,17 +189,20 @@ impl Sequential {
     }
 }
 
-impl Forward for Sequential {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (mut x, mut i) = (x.clone(), 0);
-        while let Some(block) = self.blocks.get(i) {
-            let alone = || Ok((1, block.forward(&x)?));
-            let done = fuse::first(&self.blocks[i..], &x).and_then(|fused| fused.map_or_else(alone, Ok));
+impl Sequential {
+    fn eager(&self, x: &Tensor) -> Result<Tensor> {
+        let mut x = x.clone();
+        for (i, block) in self.blocks.iter().enumerate() {
             // Layers know their own path; this one is for blocks that fail outside of any layer.
-            let (taken, y) = done.map_err(|e| e.at(&format!("{}[{i}]", self.info.path())))?;
-            (x, i) = (y, i + taken);
+            x = block.forward(&x).map_err(|e| e.at(&format!("{}[{i}]", self.info.path())))?;
         }
         Ok(x)
+    }
+}
+
+impl Forward for Sequential {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.hybrid.forward(x, || self.info.path(), |x| self.eager(x))
     }
 }
 
@@ -183,38 +229,5 @@ impl fmt::Display for Sequential {
 impl fmt::Debug for Sequential {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self}")
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        autograd, cpu, init,
-        nn::{Activation, BatchNorm, Dense},
-    };
-
-    /// In one pass where ReLU follows batch-norm, and only there; the same values and paths.
-    #[test]
-    fn relu_behind_batch_norm_is_one_op_with_it() -> Result<()> {
-        let op = |y: &Tensor| format!("{:?}", y.edge()).split("BatchNorm").skip(1).map(|s| s.starts_with("Relu")).next();
-        let x = Tensor::uniform(-1.0, 1.0, &[6, 5], &cpu())?.attach_grad();
-        for (behind, fused) in [(Activation::relu(), true), (Activation::tanh(), false)] {
-            let net = Sequential::new().add(BatchNorm::new()).add(behind).add(Dense::new(2));
-            net.initialize(init::Xavier::new(), &cpu())?;
-            let y = autograd::record(|| net.forward(&x))?;
-            assert_eq!(op(&y), Some(fused));
-            let one_by_one = autograd::train_mode(|| net.iter().try_fold(x.clone(), |x, block| block.forward(&x)))?;
-            assert_eq!(y.to_vec()?, one_by_one.to_vec()?);
-        }
-        let last = Sequential::new().add(BatchNorm::new());
-        last.initialize(init::Xavier::new(), &cpu())?;
-        assert_eq!(op(&autograd::record(|| last.forward(&x))?), Some(false));
-        let wrong = Sequential::new().add(Dense::new(2)).add(BatchNorm::new()).add(Activation::relu());
-        wrong.initialize(init::Xavier::new(), &cpu())?;
-        wrong.forward(&x)?;
-        let message = fuse::first(&wrong.blocks[1..], &x).expect_err("x has other channels").to_string();
-        assert!(message.contains("net[1]"), "{message}");
-        Ok(())
     }
 }

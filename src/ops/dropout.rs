@@ -1,5 +1,7 @@
 //! Dropout (Srivastava et al. 2014) with masks that are computed, not stored.
 
+use std::sync::Arc;
+
 use crate::{
     Array, Context, Error, Layout, Result, Tensor,
     autograd::{Op, Saved, apply1, is_training},
@@ -35,6 +37,10 @@ impl Op for Dropout {
     fn backward(&self, saved: &Saved, dy: &[Array]) -> Result<Vec<Option<Array>>> {
         let [dy] = saved.gradients(self.name(), dy)?;
         Ok(vec![Some(self.masked(dy)?)])
+    }
+
+    fn redrawn(&self, draw: Draw) -> Option<Arc<dyn Op>> {
+        Some(Arc::new(Dropout { p: self.p, draw }))
     }
 }
 

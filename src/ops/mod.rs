@@ -42,8 +42,8 @@ mod wgmma_tests;
 mod where_;
 mod window;
 
-pub(crate) use batch_norm::Running;
 pub use batch_norm::{BatchNorm, BatchNormInference, BatchNormInferenceRelu, BatchNormRelu};
+pub(crate) use batch_norm::{RunningStats, batch_norm_following};
 pub use binary::{AddN, Binary, BinaryKind};
 pub use binary_scalar::BinaryScalar;
 pub use cast::Cast;

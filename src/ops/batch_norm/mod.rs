@@ -1,16 +1,16 @@
 //! Batch normalization (Ioffe and Szegedy 2015): with the batch's statistics, or with given ones.
 
 mod cpu;
+mod following;
 mod fused;
 pub(super) mod gpu;
 
+pub(crate) use following::{RunningStats, batch_norm_following};
 pub use fused::{BatchNormInferenceRelu, BatchNormRelu};
-
-use std::sync::Arc;
 
 use crate::{
     Array, Context, DType, Error, Layout, Result, Tensor,
-    autograd::{Op, Saved, apply, apply_with, apply1},
+    autograd::{Op, Saved, apply, apply1},
     cpu::{batch_norm::NormShape, buffers::Buffer, parallel},
     cuda::Launch,
     dtype::real_type,
@@ -283,30 +283,6 @@ impl Array {
 }
 
 impl Tensor {
-    /// y of [`Tensor::batch_norm`], or with `relu` that of [`Tensor::batch_norm_relu`] with its residual, if any; `running` follow the
-    /// batch's statistics, on a GPU in the launch that finishes these.
-    pub(crate) fn batch_norm_running(
-        &self,
-        [gamma, beta]: [&Tensor; 2],
-        relu: Option<Option<&Tensor>>,
-        eps: f64,
-        running: Running,
-    ) -> Result<Tensor> {
-        let inputs: Vec<&Tensor> = [self, gamma, beta].into_iter().chain(relu.flatten()).collect();
-        let mut running = Some(running);
-        let y = match relu {
-            None => {
-                let op = BatchNorm { eps };
-                apply_with(Arc::new(op), &inputs, &mut |x, saved| op.run(x, saved, running.take()))
-            }
-            Some(_) => {
-                let op = BatchNormRelu { eps };
-                apply_with(Arc::new(op), &inputs, &mut |x, saved| op.run(x, saved, running.take()))
-            }
-        };
-        y?.into_iter().next().ok_or_else(|| Error::invalid("batch_norm", "the op gave no output"))
-    }
-
     /// Batch normalization over axis 1 with the batch's own statistics: y, and for running statistics the mean and the biased
     /// variance per channel. See [`BatchNorm`].
     ///
