@@ -147,6 +147,8 @@ pub struct RunOptions<'a> {
     pub after_batch: Option<&'a AfterBatch<'a>>,
     /// Prints nothing.
     pub quiet: bool,
+    /// Runs op by op: the net is not [hybridized](Block::hybridize).
+    pub eager: bool,
 }
 
 /// Called after each batch of a run.
@@ -197,6 +199,9 @@ pub fn train_run(
 ) -> Result<Run> {
     if !options.quiet {
         println!("training on {}", train.context());
+    }
+    if !options.eager {
+        net.hybridize();
     }
     let loss = SoftmaxCrossEntropy::new();
     let forward = |x: &Tensor| net.forward(x);

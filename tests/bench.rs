@@ -54,7 +54,7 @@ fn steps_run_in_every_dtype_and_as_graphs() {
         let args = ["step", "--json", "--quick", "--only", "mlp", "--graph", "--channels-last", "--dtypes", "f32,tf32,bf16,f16"];
         let (ok, measured, errors) = hadal(&[&args[..], &["--context", &ctx.to_string()]].concat());
         assert!(ok, "{errors}");
-        let modes = if ctx.is_gpu() { &["eager", "graph"][..] } else { &["eager"] };
+        let modes = if ctx.is_gpu() { &["hybrid", "graph"][..] } else { &["hybrid"] };
         let found: Vec<(String, String)> = json(&measured)
             .iter()
             .inspect(|l| assert!(l["best_ms"].as_f64().is_some_and(|t| t > 0.0) && l["first_step_s"].is_number(), "{l}"))

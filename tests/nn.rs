@@ -184,7 +184,6 @@ fn fused_batch_norm_is_the_plain_one_and_keeps_running_statistics() -> Result<()
                 net.hybridize();
             }
             let forward = || net.forward(&x);
-            // The first pass of each mode is traced, the second one is the graph's.
             let mut all = Vec::new();
             for _ in 0..2 {
                 all.extend([autograd::record(forward)?.to_vec()?, forward()?.to_vec()?]);

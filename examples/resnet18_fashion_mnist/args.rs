@@ -22,6 +22,7 @@ usage: resnet18_fashion_mnist [options]
   --save FILE         write the parameters there at the end, also after Ctrl-C or SIGTERM: --resume then goes on with the next batch.
                       With 16 bits, the trainer's f32 copies of them go to FILE.states
   --checkpoint MIN    with --save, write them every so many minutes as well; 0: only at the end [10]
+  --eager             run op by op instead of a fused graph
   --resume FILE       start from parameters that --save wrote";
 
 /// What the command line says.
@@ -39,6 +40,7 @@ pub struct Args {
     pub save: Option<PathBuf>,
     pub checkpoint: f64,
     pub resume: Option<PathBuf>,
+    pub eager: bool,
 }
 
 impl Args {
@@ -66,6 +68,7 @@ impl Args {
             save: None,
             checkpoint: 10.0,
             resume: None,
+            eager: false,
         };
         while let Some(word) = words.next() {
             // `--epochs 5` and `--epochs=5`.
@@ -80,6 +83,7 @@ impl Args {
                 "--resize" => args.resize = number(name, &value()?)?,
                 "--seed" => args.seed = number(name, &value()?)?,
                 "--data" => args.data = Some(value()?.into()),
+                "--eager" => args.eager = true,
                 "--offline" => args.offline = true,
                 "--limit" => args.limit = Some(number(name, &value()?)?),
                 "--save" => args.save = Some(value()?.into()),

@@ -98,7 +98,8 @@ fn run(args: &Args) -> Result<()> {
         }
         Ok(())
     };
-    let options = RunOptions { start, stop: Some(&stop), after_batch: Some(&after_batch), ..RunOptions::default() };
+    let options =
+        RunOptions { start, stop: Some(&stop), after_batch: Some(&after_batch), eager: args.eager, ..RunOptions::default() };
     let run = train_run(&net, &train, &test, &mut trainer, args.epochs, options)?;
     if let Some(last) = run.epochs.last() {
         println!("{:.1} images/s on {ctx}", last.samples as f64 / last.seconds);

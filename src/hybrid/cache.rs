@@ -10,7 +10,7 @@ use super::{
     graph::{Graph, Meta, Mode, Value},
     trace,
 };
-use crate::{Error, Result, Tensor, autograd, precision};
+use crate::{Error, Result, Tensor, autograd, cuda::capture, nn::Hybridize, precision};
 
 /// Signatures that a block keeps; the oldest one is forgotten.
 const MOST: usize = 32;
@@ -36,36 +36,24 @@ enum Entry {
     Eager,
 }
 
-const OFF: u8 = 0;
-const ON: u8 = 1;
-const STRICT: u8 = 2;
-
 /// Whether a block is hybridized, and its graphs.
 #[derive(Debug, Default)]
 pub(crate) struct Hybrid {
-    state: AtomicU8,
+    mode: AtomicU8,
     graphs: Mutex<Vec<(Signature, Arc<Entry>)>>,
     warned: AtomicBool,
 }
 
 impl Hybrid {
-    /// Turns it on (with `strict`, what cannot be traced is an error) or off; graphs so far are forgotten.
-    pub(crate) fn set(&self, on: bool, strict: bool) {
-        self.state.store(
-            if !on {
-                OFF
-            } else if strict {
-                STRICT
-            } else {
-                ON
-            },
-            Ordering::Relaxed,
-        );
+    /// Turns it on or off; graphs so far are forgotten.
+    pub(crate) fn set(&self, mode: Hybridize) {
+        self.mode.store(mode as u8, Ordering::Relaxed);
         self.lock().clear();
     }
 
-    pub(crate) fn is_on(&self) -> bool {
-        self.state.load(Ordering::Relaxed) != OFF
+    pub(crate) fn mode(&self) -> Hybridize {
+        let all = [Hybridize::Off, Hybridize::On, Hybridize::Strict];
+        all.into_iter().find(|&m| m as u8 == self.mode.load(Ordering::Relaxed)).unwrap_or_default()
     }
 
     /// `eager(x)`, by the graph of x's signature where there is one.
@@ -75,8 +63,8 @@ impl Hybrid {
         path: impl FnOnce() -> String,
         eager: impl FnOnce(&Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let state = self.state.load(Ordering::Relaxed);
-        if state == OFF || trace::is_active() {
+        let mode = self.mode();
+        if mode == Hybridize::Off || trace::is_active() {
             return eager(x);
         }
         let signature = Signature::of(x);
@@ -90,22 +78,29 @@ impl Hybrid {
             }
             None => {}
         }
-        let (y, graph) = trace::trace(&[x], || eager(x))?;
-        let entry = match graph {
+        if capture::active() {
+            // A trace runs the block once more than a graph may hold.
+            return eager(x);
+        }
+        let traced = trace::trace(&[x], || eager(x))?;
+        let (entry, y) = match traced {
             Ok(mut graph) => {
                 fuse::rewrite(&mut graph, &[x])?;
                 if std::env::var_os("HADAL_EXPLAIN").is_some_and(|v| v != "0") {
                     eprintln!("{}:\n{graph}", path());
                 }
                 let last_uses = graph.last_uses();
-                Entry::Graph(graph, last_uses)
+                // Not the trace's output: fused ops may round otherwise, and a resumed run has to go on with the same bits.
+                let parameters = graph.parameters()?.unwrap_or_default();
+                let y = graph.run(&[x], &parameters, &last_uses)?;
+                (Entry::Graph(graph, last_uses), y)
             }
-            Err(reason) if state == STRICT => {
+            Err((reason, _)) if mode == Hybridize::Strict => {
                 return Err(Error::Autograd(format!("the block cannot be hybridized: {reason}")).at(&path()));
             }
-            Err(reason) => {
+            Err((reason, y)) => {
                 self.warn(|| format!("{} stays eager: {reason}", path()));
-                Entry::Eager
+                (Entry::Eager, y)
             }
         };
         let mut graphs = self.lock();

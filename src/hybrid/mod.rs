@@ -1,8 +1,8 @@
 //! [`hybridize`](crate::nn::Sequential::hybridize): a block is traced once for each signature, its graph is fused, and later passes replay the
 //! fused graph.
 //!
-//! The first pass with a signature runs eagerly and records the ops that it applies ([`trace`]). The graph is rewritten by the patterns of
-//! [`fuse`]. Later passes with the same signature apply the graph's ops, on the same tape and with the same random draws and running
+//! Before the first pass with a signature the block runs eagerly once, which records the ops that it applies ([`trace`]). The graph is rewritten by
+//! the patterns of [`fuse`]. All passes with that signature apply the graph's ops, on the same tape and with the same random draws and running
 //! statistics as the eager block ([`Graph::run`]). A signature is what the ops depend on beside values: shapes, dtypes, layouts, device, precision,
 //! recording, training, and what needs gradients.
 //!

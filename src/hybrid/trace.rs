@@ -11,7 +11,7 @@ use crate::{
     autograd::{self, Op, Saved},
     nn::Parameter,
     precision,
-    random::Draw,
+    random::{self, Draw},
 };
 
 thread_local! {
@@ -33,6 +33,8 @@ struct Trace {
     draws: i64,
     /// Why the block cannot be replayed.
     refused: Option<String>,
+    /// Running statistics as they were before.
+    before: Vec<(Tensor, Array)>,
 }
 
 impl Trace {
@@ -188,6 +190,15 @@ pub(crate) fn layer(path: impl FnOnce() -> String) {
     });
 }
 
+/// Puts aside what `t`, running statistics, are before they are updated.
+pub(crate) fn will_follow(t: &Tensor) {
+    with(|trace| {
+        if trace.before.iter().all(|(known, _)| known.id() != t.id()) {
+            trace.before.push((t.clone(), t.array()));
+        }
+    });
+}
+
 /// Notes that a random draw was taken.
 pub(crate) fn drew() {
     with(|t| t.draws += 1);
@@ -198,8 +209,9 @@ pub(crate) fn refuse(reason: &'static str) {
     with(|t| t.refuse(|| reason.to_owned()));
 }
 
-/// Runs `f`, a block's forward pass on `inputs`, and records it: the output, and the graph or the reason why there is none.
-pub(crate) fn trace(inputs: &[&Tensor], f: impl FnOnce() -> Result<Tensor>) -> Result<(Tensor, Result<Graph, String>)> {
+/// Runs `f`, a block's forward pass on `inputs`, and records it. A graph comes with random draws and running statistics put back, so that
+/// it is yet to run; a reason why there is none comes with the output.
+pub(crate) fn trace(inputs: &[&Tensor], f: impl FnOnce() -> Result<Tensor>) -> Result<Result<Graph, (String, Tensor)>> {
     struct Forget;
     impl Drop for Forget {
         fn drop(&mut self) {
@@ -208,25 +220,27 @@ pub(crate) fn trace(inputs: &[&Tensor], f: impl FnOnce() -> Result<Tensor>) -> R
     }
     let known = inputs.iter().enumerate().map(|(i, t)| (t.id(), Value::Input(i))).collect();
     let graph = Graph { inputs: inputs.iter().map(|t| Meta::of(t)).collect(), ..Graph::default() };
-    let first_id = Tensor::next_id();
-    TRACE.set(Some(Trace {
-        graph,
-        known,
-        first_id,
-        unnamed: 0,
-        last_layer: String::new(),
-        suspended: 0,
-        draws: 0,
-        refused: None,
-    }));
-    let _forget = Forget;
+    let (first_id, state) = (Tensor::next_id(), random::state());
+    let (last_layer, before) = (String::new(), Vec::new());
+    TRACE.set(Some(Trace { graph, known, first_id, unnamed: 0, last_layer, suspended: 0, draws: 0, refused: None, before }));
+    let forget = Forget;
     let y = f()?;
-    let Some(mut t) = TRACE.take() else { return Ok((y, Err("the trace was lost".to_owned()))) };
+    let Some(mut t) = TRACE.take() else { return Ok(Err(("the trace was lost".to_owned(), y))) };
+    drop(forget);
     if t.draws != 0 {
         t.refuse(|| "it draws random numbers outside of an op".to_owned());
     }
     t.name_rest();
     let output = t.value("the block", &y);
     t.graph.outputs = vec![output];
-    Ok((y, t.refused.map_or(Ok(t.graph), Err)))
+    if let Some(reason) = t.refused {
+        return Ok(Err((reason, y)));
+    }
+    // A layer may have changed the layout of its weight.
+    for (p, meta) in &mut t.graph.parameters {
+        *meta = Meta::of(&p.data()?);
+    }
+    random::set_state(state);
+    t.before.into_iter().try_for_each(|(t, before)| t.set_array(before))?;
+    Ok(Ok(t.graph))
 }

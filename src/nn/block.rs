@@ -33,10 +33,27 @@ pub trait Structure {
         Vec::new()
     }
 
+    /// Lets this block replay a fused graph, or its parts where it cannot; see [`Block::hybridize`].
+    fn set_hybrid(&self, mode: Hybridize) {
+        self.children().into_iter().for_each(|(_, child)| child.set_hybrid(mode));
+    }
+
     /// One line for printing, such as `Dense(784 -> 10)`; empty for what is no layer at all.
     fn describe(&self) -> String {
         String::new()
     }
+}
+
+/// Whether a block replays a fused graph of its ops.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Hybridize {
+    /// Each op runs when it is called.
+    #[default]
+    Off,
+    /// A block that depends on values stays eager, with one warning.
+    On,
+    /// A block that depends on values is an error.
+    Strict,
 }
 
 /// A block of a net: [`Forward`] with [`Structure`]. Implemented for everything that has both.
@@ -101,6 +118,34 @@ pub trait Block: Forward + Structure + Send + Sync {
         Self: Sized,
     {
         initialize(self, Arc::new(init), ctx, true)
+    }
+
+    /// Compiles the net: Gluon's `hybridize`. It takes effect on each outermost [`Sequential`](super::Sequential).
+    ///
+    /// For each signature (shapes, dtypes, training or not, what needs gradients) the net is run once to record its ops. All passes then replay
+    /// them, fused into fewer kernels, with the same random draws and running statistics as before. Fusing changes no value unless the fused op
+    /// says so. A net that depends on values (it reads a tensor, draws random numbers without an op, writes in place) stays eager, with one
+    /// warning, or fails under [`Hybridize::Strict`]. `HADAL_EXPLAIN=1` prints each graph, `HADAL_FUSE_OFF=bn_relu` (or `all`) switches
+    /// rewrites off.
+    ///
+    /// ```
+    /// use hadal::{Tensor, cpu, init, nn::{Activation, BatchNorm, Dense, Sequential}};
+    /// let net = Sequential::new().add(Dense::new(4)).add(BatchNorm::new()).add(Activation::relu());
+    /// net.initialize(init::Xavier::new(), &cpu())?;
+    /// let x = Tensor::uniform(-1.0, 1.0, &[8, 3], &cpu())?;
+    /// let eager = net.forward(&x)?;
+    /// net.hybridize();
+    /// assert_eq!(net.forward(&x)?.to_vec()?, eager.to_vec()?);
+    /// assert!(net.explain().contains("batch_norm_inference_relu"));
+    /// # Ok::<(), hadal::Error>(())
+    /// ```
+    fn hybridize(&self) {
+        self.hybridize_as(Hybridize::On);
+    }
+
+    /// [`Block::hybridize`], strictly or not, or the way back. Graphs so far are forgotten.
+    fn hybridize_as(&self, mode: Hybridize) {
+        self.as_structure().set_hybrid(mode);
     }
 
     /// Computes in another dtype from now on: converts every parameter, with or without values yet, as Gluon's `cast` does.
@@ -311,6 +356,9 @@ impl<T: Structure> Structure for Option<T> {
     fn describe(&self) -> String {
         self.as_ref().map_or_else(String::new, Structure::describe)
     }
+    fn set_hybrid(&self, mode: Hybridize) {
+        self.iter().for_each(|s| s.set_hybrid(mode));
+    }
 }
 
 impl<T: Structure> Structure for Vec<T> {
@@ -333,6 +381,9 @@ macro_rules! pointer {
             }
             fn describe(&self) -> String {
                 (**self).describe()
+            }
+            fn set_hybrid(&self, mode: Hybridize) {
+                (**self).set_hybrid(mode);
             }
         }
         impl<T: Forward + ?Sized> Forward for $p<T> {

@@ -34,7 +34,7 @@ mod sequential;
 mod store;
 
 pub use basic::{Activation, Dense, Dropout, Flatten};
-pub use block::{Block, Forward, Info, Structure};
+pub use block::{Block, Forward, Hybridize, Info, Structure};
 pub use conv::Conv2D;
 pub use norm::BatchNorm;
 pub use parameter::{Parameter, Role};

@@ -2,7 +2,7 @@
 
 use std::{fmt, path::Path};
 
-use super::{Block, Forward, Info, Parameter, Structure};
+use super::{Block, Forward, Hybridize, Info, Parameter, Structure};
 use crate::{Context, DType, Result, Tensor, autograd::pause, hybrid::Hybrid, init::Init, shape::Display};
 
 /// Feeds each block's output to the next.
@@ -69,42 +69,14 @@ impl Sequential {
         self.blocks.is_empty()
     }
 
-    /// Compiles the net: Gluon's `hybridize`.
-    ///
-    /// The first pass with a signature (shapes, dtypes, training or not, what needs gradients) runs as before and records its ops; later passes replay
-    /// them fused into fewer kernels, with the same random draws and running statistics. Fusing changes no value but where the op
-    /// says so. A net that depends on values (it reads a tensor, draws random numbers without an op, writes in place) stays eager, with one warning.
-    /// `HADAL_EXPLAIN=1` prints each graph, `HADAL_FUSE_OFF=bn_relu` (or `all`) switches rewrites off.
-    ///
-    /// ```
-    /// use hadal::{Tensor, autograd, cpu, init, nn::{Activation, BatchNorm, Dense, Sequential}};
-    /// let net = Sequential::new().add(Dense::new(4)).add(BatchNorm::new()).add(Activation::relu());
-    /// net.initialize(init::Xavier::new(), &cpu())?;
-    /// let x = Tensor::uniform(-1.0, 1.0, &[8, 3], &cpu())?;
-    /// let eager = net.forward(&x)?;
-    /// net.hybridize();
-    /// net.forward(&x)?; // traced
-    /// assert_eq!(net.forward(&x)?.to_vec()?, eager.to_vec()?);
-    /// assert!(net.explain().contains("batch_norm_inference_relu"));
-    /// # Ok::<(), hadal::Error>(())
-    /// ```
+    /// See [`Block::hybridize`].
     pub fn hybridize(&self) {
-        self.hybrid.set(true, false);
+        Block::hybridize(self);
     }
 
-    /// [`hybridize`](Sequential::hybridize) where a net that cannot be replayed is an error that says why.
-    pub fn hybridize_strict(&self) {
-        self.hybrid.set(true, true);
-    }
-
-    /// Runs eagerly again.
-    pub fn dehybridize(&self) {
-        self.hybrid.set(false, false);
-    }
-
-    /// True after [`hybridize`](Sequential::hybridize).
-    pub fn is_hybridized(&self) -> bool {
-        self.hybrid.is_on()
+    /// Whether it is [hybridized](Block::hybridize).
+    pub fn hybridized(&self) -> Hybridize {
+        self.hybrid.mode()
     }
 
     /// The graphs of the signatures met so far: each op with its inputs, shape, layer, and the rewrite that made it.
@@ -217,6 +189,10 @@ impl Structure for Sequential {
 
     fn describe(&self) -> String {
         "Sequential".to_owned()
+    }
+
+    fn set_hybrid(&self, mode: Hybridize) {
+        self.hybrid.set(mode);
     }
 }
 

@@ -24,6 +24,7 @@ type Forward<'a> = &'a dyn Fn(&[&Array], &mut Saved, Option<Running>) -> Result<
 ///
 /// On a GPU the launch that finishes the statistics of a batch-norm updates the running ones as well.
 pub(crate) fn batch_norm_following(op: &Arc<dyn Op>, x: &[&Tensor], stats: RunningStats) -> Result<Tensor> {
+    [stats.mean, stats.var].into_iter().for_each(trace::will_follow);
     let y = trace::suspend(|| {
         let any: &dyn Any = &**op;
         let on_gpu = x.first().is_some_and(|x| x.context() != Context::Cpu);

@@ -21,6 +21,7 @@ first  seconds from a program's start to the end of its first training step: wit
   --context C        cpu, gpu, gpu:1, … or auto (gpu(0) if it can be used, else the CPU)
   --dtypes f32,bf16  of the ops, or what the nets are cast to (f16 with a loss scale) [f32]; tf32 is f32 whose products round
                      their operands to TF32
+  --eager            steps op by op instead of by the net's fused graph
   --graph            each step also as a captured graph, on a GPU
   --only TEXT        only what has TEXT in its name
   --batch N          images in a step and in a convolution's input [256; 32 for the ops on a CPU]
@@ -40,6 +41,7 @@ pub struct Options {
     pub batch: Option<usize>,
     pub channels_last: bool,
     pub graph: bool,
+    pub eager: bool,
     pub quick: bool,
     pub json: bool,
     list: bool,
@@ -58,6 +60,7 @@ pub fn run(args: &[String]) -> Result<()> {
         batch: None,
         channels_last: false,
         graph: false,
+        eager: false,
         quick: false,
         json: false,
         list: false,
@@ -75,6 +78,7 @@ pub fn run(args: &[String]) -> Result<()> {
             "--batch" => o.batch = Some(value()?.parse().map_err(|_| Error::invalid("bench", "--batch needs a number"))?),
             "--channels-last" => o.channels_last = true,
             "--graph" => o.graph = true,
+            "--eager" => o.eager = true,
             "--once" => o.once = true,
             "--quick" => o.quick = true,
             "--json" => o.json = true,

@@ -50,6 +50,9 @@ impl Training {
         let (made, dtype) = ((net.make)(), numbers.0);
         made.initialize(init::Xavier::new(), &o.ctx)?;
         made.cast(dtype)?;
+        if !o.eager {
+            made.hybridize();
+        }
         let mut trainer = Trainer::new(made.parameters(), Sgd::new(net.lr));
         if dtype == DType::F16 {
             trainer = trainer.loss_scale(LossScale::dynamic());
@@ -95,7 +98,7 @@ fn measure(net: &Net, numbers: Numbers, o: &Options) -> Result<()> {
     let first = first.elapsed().as_secs_f64();
     let batch = training.x.len();
     let print = |mode: &str, blocks: Vec<f64>| print(net, numbers, mode, batch, first, &blocks, o);
-    print("eager", blocks(&o.ctx, o.quick, &mut || training.step())?)?;
+    print(if o.eager { "eager" } else { "hybrid" }, blocks(&o.ctx, o.quick, &mut || training.step())?)?;
     if o.graph && o.ctx.is_gpu() {
         let (graph, ()) = Graph::capture(&o.ctx, || training.step())?;
         print("graph", blocks(&o.ctx, o.quick, &mut || graph.replay())?)?;
