@@ -366,7 +366,7 @@ pub(crate) fn apply_with(op: Arc<dyn Op>, inputs: &[&Tensor], forward: &mut Forw
 }
 
 /// The outputs as tensors, on the tape where a gradient of an input is wanted.
-fn place(op: &Arc<dyn Op>, edges: Vec<Option<Edge>>, saved: Saved, outputs: Vec<Array>) -> Vec<Tensor> {
+fn place(op: &Arc<dyn Op>, edges: Vec<Option<Edge>>, mut saved: Saved, outputs: Vec<Array>) -> Vec<Tensor> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     if !saved.wanted() {
         return outputs.into_iter().map(Tensor::new).collect();
