@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use crate::{Array, DType, Element, Layout, Tensor, dtype::element_type};
+use crate::{Array, DType, Element, Layout, Tensor, dtype::element_type, shape::numel};
 
 /// Above this many elements the middle is left out.
 const THRESHOLD: usize = 1000;
@@ -49,6 +49,9 @@ fn shown(extent: usize, size: usize) -> Vec<usize> {
 /// The shown elements in row-major order, all of one width.
 fn words(a: &Array) -> crate::Result<Vec<String>> {
     let host = a.to_context(&crate::cpu())?.to_layout(Layout::RowMajor)?;
+    if a.is_empty() {
+        return Ok(Vec::new());
+    }
     let mut places = vec![0];
     for &e in a.shape() {
         let along = shown(e, a.len());
@@ -172,7 +175,7 @@ fn positional_text(x: f64, dtype: DType) -> String {
 
 /// Words within nested brackets; lines are broken at [`WIDTH`].
 fn brackets(shape: &[usize], words: &[String]) -> String {
-    let size: usize = shape.iter().product();
+    let size = numel(shape);
     match shape {
         [] => words.first().cloned().unwrap_or_default(),
         _ if size == 0 => "[]".to_owned(),

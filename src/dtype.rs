@@ -8,7 +8,7 @@ use crate::{
     Error, Result,
     cpu::{
         buffers::{Buffer, Pooled},
-        math,
+        math, memory,
     },
 };
 
@@ -108,7 +108,7 @@ pub trait Element: bytemuck::Pod + Pooled + PartialEq + PartialOrd + fmt::Debug 
     #[doc(hidden)]
     fn view(storage: &CpuStorage) -> Option<&[Self]>;
     #[doc(hidden)]
-    fn view_mut(storage: &mut CpuStorage) -> Option<&mut [Self]>;
+    fn view_mut(storage: &mut CpuStorage) -> Result<Option<&mut [Self]>>;
 }
 
 mod private {
@@ -135,12 +135,13 @@ macro_rules! element {
                     _ => None,
                 }
             }
-            fn view_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
-                match storage {
-                    // Copy on write: nobody else who holds this memory sees the change.
-                    CpuStorage::$tag(b) => Some(&mut **Arc::make_mut(b)),
-                    _ => None,
+            fn view_mut(storage: &mut CpuStorage) -> Result<Option<&mut [Self]>> {
+                let CpuStorage::$tag(b) = storage else { return Ok(None) };
+                // Copy on write: nobody else who holds this memory sees the change.
+                if Arc::get_mut(b).is_none() {
+                    *b = Arc::new(b.copy()?);
                 }
+                Ok(Arc::get_mut(b).map(|b| &mut **b))
             }
         }
     };
@@ -204,7 +205,7 @@ pub trait Real:
     /// True for NaN.
     fn is_nan(self) -> bool;
     /// Reads storage of this type, or of a half type widened to it.
-    fn read(storage: &CpuStorage) -> Option<Cow<'_, [Self]>>;
+    fn read(storage: &CpuStorage) -> Result<Option<Cow<'_, [Self]>>>;
 }
 
 macro_rules! real {
@@ -243,11 +244,12 @@ macro_rules! real {
             fn is_nan(self) -> bool {
                 <$t>::is_nan(self)
             }
-            fn read(storage: &CpuStorage) -> Option<Cow<'_, [Self]>> {
+            fn read(storage: &CpuStorage) -> Result<Option<Cow<'_, [Self]>>> {
+                let wide = |v| Ok(Some(Cow::Owned(v)));
                 match storage {
-                    CpuStorage::F16(b) => Some(b.iter().map(|x| x.to_f32() as $t).collect()),
-                    CpuStorage::BF16(b) => Some(b.iter().map(|x| x.to_f32() as $t).collect()),
-                    own => <$t>::view(own).map(Cow::Borrowed),
+                    CpuStorage::F16(b) => wide(memory::collected(b.iter().map(|x| x.to_f32() as $t))?),
+                    CpuStorage::BF16(b) => wide(memory::collected(b.iter().map(|x| x.to_f32() as $t))?),
+                    own => Ok(<$t>::view(own).map(Cow::Borrowed)),
                 }
             }
         }

@@ -276,8 +276,15 @@ impl Tensor {
         let a = self.array();
         match a.dtype() {
             DType::F32 => a.to_vec(),
-            DType::I64 => a.to_vec::<i64>()?.into_iter().map(whole).collect(),
-            _ => Ok(a.to_f64_vec()?.into_iter().map(|x| x as f32).collect()),
+            DType::I64 => {
+                let v = a.to_vec::<i64>()?;
+                let mut out = crate::cpu::memory::reserved(v.len())?;
+                for x in v {
+                    out.push(whole(x)?);
+                }
+                Ok(out)
+            }
+            _ => a.to_f32_vec(),
         }
     }
 

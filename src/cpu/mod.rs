@@ -6,6 +6,7 @@ pub(crate) mod conv;
 pub(crate) mod elementwise;
 pub(crate) mod gemm;
 pub(crate) mod math;
+pub(crate) mod memory;
 pub(crate) mod parallel;
 pub(crate) mod pooling;
 pub(crate) mod simd;

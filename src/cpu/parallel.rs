@@ -8,6 +8,7 @@ use std::cell::Cell;
 use rayon::{ThreadPoolBuilder, prelude::*};
 
 use super::simd;
+use crate::Result;
 
 /// Below this many elements a loop stays on its thread.
 pub(crate) const SERIAL: usize = 32 << 10;
@@ -97,4 +98,21 @@ pub(crate) fn rows<Y: Send>(y: &mut [Y], len: usize, f: impl Fn(usize, &mut [Y])
     pieces(y, group * len, &|g, rows| {
         rows.chunks_mut(len).enumerate().for_each(|(i, y)| f(g * group + i, y));
     });
+}
+
+/// [`rows`] by a closure that needs memory of its own.
+pub(crate) fn try_rows<Y: Send>(y: &mut [Y], len: usize, f: impl Fn(usize, &mut [Y]) -> Result<()> + Sync) -> Result<()> {
+    if len == 0 {
+        return Ok(());
+    }
+    if y.len() < SERIAL {
+        return y.chunks_mut(len).enumerate().try_for_each(|(i, y)| f(i, y));
+    }
+    let group = (CHUNK / len).max(1);
+    try_pieces(y, group * len, &|g, rows| rows.chunks_mut(len).enumerate().try_for_each(|(i, y)| f(g * group + i, y)))
+}
+
+#[inline(never)]
+fn try_pieces<Y: Send>(y: &mut [Y], len: usize, f: &(dyn Fn(usize, &mut [Y]) -> Result<()> + Sync)) -> Result<()> {
+    y.par_chunks_mut(len.max(1)).enumerate().try_for_each(|(i, y)| f(i, y))
 }

@@ -4,17 +4,17 @@ use super::shape_ops::one;
 use crate::{
     Array, Context, DType, Error, Layout, Result, Tensor,
     autograd::{Op, Saved, apply1},
-    cpu::{buffers::Buffer, parallel},
+    cpu::{buffers::Buffer, memory, parallel},
     cuda::Launch,
     dtype::{Element, element_type, real_type},
-    shape::{self, numel},
+    shape::{self, checked_numel, numel},
 };
 
 /// Row-major integers, as the CPU's loops want them.
 fn integers(op: &'static str, index: &Array) -> Result<Vec<i64>> {
     match index.dtype() {
         DType::I64 => index.to_vec::<i64>(),
-        DType::U8 => Ok(index.to_vec::<u8>()?.into_iter().map(i64::from).collect()),
+        DType::U8 => memory::collected(index.as_slice::<u8>()?.iter().map(|&i| i64::from(i))),
         dtype => Err(not_integers(op, dtype)),
     }
 }
@@ -29,7 +29,12 @@ fn positions(op: &'static str, index: &Array, bound: usize) -> Result<Vec<usize>
         Ok(i) if i < bound => Ok(i),
         _ => Err(Error::invalid(op, format!("index {i} at position {j} is outside of 0..{bound}"))),
     };
-    integers(op, index)?.iter().enumerate().map(inside).collect()
+    let index = integers(op, index)?;
+    let mut places = memory::reserved(index.len())?;
+    for i in index.iter().enumerate() {
+        places.push(inside(i)?);
+    }
+    Ok(places)
 }
 
 /// Both inputs of an op that reads its first one at the places of its second one, in row-major order.
@@ -109,21 +114,24 @@ impl Op for Take {
         let dx = match dy.context() {
             Context::Cpu => real_type!(self.name(), dy.dtype(), F => {
                 let at = positions(self.name(), index, rows)?;
-                // Which positions chose each row: the table's rows are then independent, each sum in index order.
-                let mut hits = vec![Vec::new(); rows];
-                for (j, &row) in at.iter().enumerate() {
-                    hits[row].push(j);
-                }
+                // The positions sorted by row: the table's rows are then independent, each sum in index order.
+                let mut hits = memory::collected(0..count)?;
+                hits.sort_unstable_by_key(|&j| (at[j], j));
+                let hits_of = |row: usize| {
+                    let first = hits.partition_point(|&j| at[j] < row);
+                    let n = hits[first..].partition_point(|&j| at[j] == row);
+                    &hits[first..first + n]
+                };
                 let dy_ = dy.real::<F>(self.name())?;
-                let mut dx = Buffer::<F>::zeros(numel(shape));
+                let mut dx = Buffer::<F>::zeros(numel(shape))?;
                 parallel::rows(&mut dx, inner, |row, dx| {
                     let outer = row / rows;
-                    for j in &hits[row % rows] {
+                    for j in hits_of(row % rows) {
                         let source = (outer * count + j) * inner;
                         dx.iter_mut().zip(&dy_[source..source + inner]).for_each(|(dx, &dy)| *dx += dy);
                     }
                 });
-                Ok(Array::from_real(dx, shape, dy.dtype()))
+                Array::from_real(dx, shape, dy.dtype())
             })?,
             Context::Gpu(_) => {
                 let dx = Array::uninit(shape, dy.dtype(), Layout::RowMajor, &dy.context())?;
@@ -235,11 +243,11 @@ impl Op for Pick {
             Context::Cpu => real_type!(self.name(), dy.dtype(), F => {
                 let at = positions(self.name(), index, classes)?;
                 let dy_ = dy.real::<F>(self.name())?;
-                let mut dx = Buffer::<F>::zeros(numel(shape));
+                let mut dx = Buffer::<F>::zeros(numel(shape))?;
                 for (j, (&c, &dy)) in at.iter().zip(dy_.iter()).enumerate() {
                     dx[j * classes + c] = dy;
                 }
-                Ok(Array::from_real(dx, shape, dy.dtype()))
+                Array::from_real(dx, shape, dy.dtype())
             })?,
             Context::Gpu(_) => {
                 let dx = Array::uninit(shape, dy.dtype(), Layout::RowMajor, &dy.context())?;
@@ -306,7 +314,8 @@ impl Tensor {
 
     /// The n×n identity matrix in f32.
     pub fn eye(n: usize, ctx: &Context) -> Result<Tensor> {
-        let rows = Array::from_vec((0..n as i64).collect(), &[n], ctx)?;
+        checked_numel("eye", &[n, n])?;
+        let rows = Array::from_vec(memory::collected((0..n).map(|i| i as i64))?, &[n], ctx)?;
         Tensor::new(rows).one_hot(n)
     }
 }

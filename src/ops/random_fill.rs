@@ -31,9 +31,9 @@ fn fill<F: Real>(
             .run_1d(out.len().div_ceil(4))?;
         return Ok(out);
     }
-    let mut data = Buffer::<F>::stale(numel(shape));
+    let mut data = Buffer::<F>::stale(numel(shape))?;
     parallel::chunks(&mut data, |start, chunk| f(draw, start, chunk));
-    Ok(Array::from_real(data, shape, dtype))
+    Array::from_real(data, shape, dtype)
 }
 
 impl Array {

@@ -1,6 +1,7 @@
 //! Depthwise convolution: each output channel reads one input channel, so there is no product to speak of; the loops run along rows.
 
 use super::ConvShape;
+use crate::{Result, cpu::memory};
 use rayon::prelude::*;
 
 /// The outputs `lo..hi` whose input index `out * stride + tap - pad` lies in `0..size`.
@@ -71,11 +72,11 @@ pub fn backward_data(dy: &[f32], w: &[f32], dx: &mut [f32], s: &ConvShape) {
     });
 }
 
-pub fn backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvShape) {
+pub fn backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvShape) -> Result<()> {
     let (plane, p, taps, per) = (s.h * s.w, s.out_h() * s.out_w(), s.kernel[0] * s.kernel[1], s.o / s.c);
     // Each filter belongs to one task, which goes through the images in order.
-    dw.par_chunks_mut(taps).enumerate().for_each(|(o, dw)| {
-        let mut sums = vec![0.0f64; taps];
+    dw.par_chunks_mut(taps).enumerate().try_for_each(|(o, dw)| {
+        let mut sums = memory::filled(taps, 0.0f64)?;
         for n in 0..s.n {
             let x = &x[(n * s.c + o / per) * plane..][..plane];
             let dy = &dy[(n * s.o + o) * p..][..p];
@@ -89,7 +90,8 @@ pub fn backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvShape) {
             });
         }
         dw.iter_mut().zip(sums).for_each(|(d, s)| *d = s as f32);
-    });
+        Ok(())
+    })
 }
 
 /// The dot product over the length of `a`, in interleaved partial sums.

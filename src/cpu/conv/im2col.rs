@@ -4,6 +4,7 @@
 //! product per group does the arithmetic. Chunks depend on the shape only, so results do not depend on the number of threads.
 
 use super::ConvShape;
+use crate::Result;
 use crate::cpu::buffers::Buffer;
 use crate::cpu::gemm::{Mat, MatMut, Threads, gemm};
 use rayon::prelude::*;
@@ -210,19 +211,19 @@ fn inner_threads(chunks: usize) -> Threads {
     if chunks == 1 { Threads::Pool } else { Threads::One }
 }
 
-pub fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32], s: &ConvShape) {
+pub fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32], s: &ConvShape) -> Result<()> {
     let plan = Plan::new(s);
     let Plan { p, k, cg, og, images, pointwise } = plan;
     let image_len = s.c * s.h * s.w;
     let threads = inner_threads(s.n.div_ceil(images));
-    y.par_chunks_mut(images * s.o * p).enumerate().for_each(|(chunk, y)| {
+    y.par_chunks_mut(images * s.o * p).enumerate().try_for_each(|(chunk, y)| {
         let count = y.len() / (s.o * p);
         let x = &x[chunk * images * image_len..][..count * image_len];
         let ld = count * p;
         // A single image needs neither unrolling (if pointwise) nor a second copy of the result.
         let direct = count == 1;
-        let mut col = Buffer::<f32>::stale(if direct && pointwise { 0 } else { k * ld });
-        let mut out = Buffer::<f32>::stale(if direct { 0 } else { og * ld });
+        let mut col = Buffer::<f32>::stale(if direct && pointwise { 0 } else { k * ld })?;
+        let mut out = Buffer::<f32>::stale(if direct { 0 } else { og * ld })?;
         for g in 0..s.groups {
             let weights = Mat::row_major(&w[g * og * k..], k);
             let channels = |i: usize| &x[i * image_len + g * cg * s.h * s.w..][..cg * s.h * s.w];
@@ -262,7 +263,8 @@ pub fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32], s: &Co
                 }
             }
         }
-    });
+        Ok(())
+    })
 }
 
 /// Gathers the group's rows of dy of `count` images into (og, count * p).
@@ -274,18 +276,18 @@ fn gather_dy(dy: &[f32], out: &mut [f32], o_all: usize, first: usize, p: usize, 
     }
 }
 
-pub fn backward_data(dy: &[f32], w: &[f32], dx: &mut [f32], s: &ConvShape) {
+pub fn backward_data(dy: &[f32], w: &[f32], dx: &mut [f32], s: &ConvShape) -> Result<()> {
     let plan = Plan::new(s);
     let Plan { p, k, cg, og, images, pointwise } = plan;
     let image_len = s.c * s.h * s.w;
     let threads = inner_threads(s.n.div_ceil(images));
-    dx.par_chunks_mut(images * image_len).enumerate().for_each(|(chunk, dx)| {
+    dx.par_chunks_mut(images * image_len).enumerate().try_for_each(|(chunk, dx)| {
         let count = dx.len() / image_len;
         let dy = &dy[chunk * images * s.o * p..][..count * s.o * p];
         let ld = count * p;
         let direct = count == 1;
-        let mut col = Buffer::<f32>::stale(if direct && pointwise { 0 } else { k * ld });
-        let mut rows = Buffer::<f32>::stale(if direct { 0 } else { og * ld });
+        let mut col = Buffer::<f32>::stale(if direct && pointwise { 0 } else { k * ld })?;
+        let mut rows = Buffer::<f32>::stale(if direct { 0 } else { og * ld })?;
         if !pointwise {
             dx.fill(0.0);
         }
@@ -314,7 +316,8 @@ pub fn backward_data(dy: &[f32], w: &[f32], dx: &mut [f32], s: &ConvShape) {
                 }
             }
         }
-    });
+        Ok(())
+    })
 }
 
 /// Partial sums of the weight gradient: at most this many, so that their memory and the final addition stay small.
@@ -322,7 +325,7 @@ const PARTS: usize = 8;
 /// Elements of all partial sums together (32 MiB); large weights get fewer parts.
 const PARTS_LEN: usize = 1 << 23;
 
-pub fn backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvShape) {
+pub fn backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvShape) -> Result<()> {
     let plan = Plan::new(s);
     let Plan { p, k, cg, og, images, .. } = plan;
     let image_len = s.c * s.h * s.w;
@@ -333,10 +336,10 @@ pub fn backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvShape) {
     let threads = inner_threads(parts);
     let w_len = dw.len();
     // The product repacks the operand along the contiguous side of its result, so that should be the smaller one: sums are kept as (k, og) per group.
-    let mut sums = Buffer::<f32>::stale(parts * w_len);
-    sums.par_chunks_mut(w_len).enumerate().for_each(|(part, sum)| {
-        let mut col = Buffer::<f32>::stale(k * images * p);
-        let mut rows = Buffer::<f32>::stale(if images == 1 { 0 } else { og * images * p });
+    let mut sums = Buffer::<f32>::stale(parts * w_len)?;
+    sums.par_chunks_mut(w_len).enumerate().try_for_each(|(part, sum)| -> Result<()> {
+        let mut col = Buffer::<f32>::stale(k * images * p)?;
+        let mut rows = Buffer::<f32>::stale(if images == 1 { 0 } else { og * images * p })?;
         for chunk in part * chunks_per_part..((part + 1) * chunks_per_part).min(chunks) {
             let first = chunk * images;
             let count = images.min(s.n - first);
@@ -358,7 +361,8 @@ pub fn backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvShape) {
                 gemm(k, og, ld, 1.0, Mat::row_major(&col[..k * ld], ld), Mat::row_major(rows, ld).t(), beta, sum, threads);
             }
         }
-    });
+        Ok(())
+    })?;
     let (total, others) = sums.split_at_mut(w_len);
     const PIECE: usize = 1 << 12;
     total.par_chunks_mut(PIECE).enumerate().for_each(|(piece, total)| {
@@ -378,4 +382,5 @@ pub fn backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvShape) {
             }
         });
     });
+    Ok(())
 }

@@ -12,7 +12,7 @@ mod stem_tests;
 mod wgmma;
 
 use super::{
-    operands::{countable, same_float},
+    operands::same_float,
     six,
     window::{Padding, Pair, Window},
 };
@@ -20,7 +20,7 @@ use crate::{
     Array, Context, Error, Result, Tensor,
     autograd::{Op, Saved, apply1},
     cpu::conv::ConvShape,
-    shape::Display,
+    shape::{Display, checked_numel},
 };
 
 pub use block::{StemBlock, StemBlockInference};
@@ -115,7 +115,7 @@ impl Conv2d {
             return fail(format!("the bias needs {o} elements, one for each output channel"));
         }
         let [oh, ow] = Window { kernel: [kh, kw], stride, dilation, padding, ceil: false }.output(self.name(), x)?;
-        countable(self.name(), &[n, o, oh, ow])?;
+        checked_numel(self.name(), &[n, o, oh, ow])?;
         Ok(ConvShape { n, c, h, w: width, o, kernel: [kh, kw], stride, padding, dilation, groups })
     }
 }

@@ -12,12 +12,12 @@ use crate::{
     cpu::{
         buffers::Buffer,
         gemm::{Mat, MatMut, Threads, gemm},
-        parallel,
+        memory, parallel,
     },
     cuda::{Define, Dims, Launch},
     dtype::{Element, Real, real_type},
-    ops::{UnaryKind, operands::countable},
-    shape::numel,
+    ops::UnaryKind,
+    shape::{checked_numel, numel},
 };
 
 /// One operand: element strides of each batch axis (0 where it is stretched), of a row and of a column.
@@ -88,9 +88,9 @@ impl Product {
         real_type!(op, dtype, F => {
             let (a, b) = (a.real::<F>(op)?, b.real::<F>(op)?);
             let bias = bias.map(|b| b.real::<F>(op)).transpose()?;
-            let mut y = Buffer::<F>::stale(countable(op, shape)?);
+            let mut y = Buffer::<F>::stale(checked_numel(op, shape)?)?;
             if y.is_empty() {
-                return Ok(Array::from_real(y, shape, dtype));
+                return Array::from_real(y, shape, dtype);
             }
             if F::DTYPE == DType::F32 {
                 let bias: Option<&[f32]> = bias.as_deref().map(bytemuck::cast_slice);
@@ -101,7 +101,7 @@ impl Product {
             if let Some(kind) = self.activation {
                 kind.assign(&mut y);
             }
-            Ok(Array::from_real(y, shape, dtype))
+            Array::from_real(y, shape, dtype)
         })
     }
 
@@ -244,15 +244,15 @@ pub(crate) fn column_sums(op: &'static str, x: &Array, rows: usize, cols: usize)
     if let Context::Cpu = x.context() {
         return real_type!(op, x.dtype(), F => {
             // In double precision, row after row: exact enough for any number of rows.
-            let mut sums = vec![0.0; cols];
+            let mut sums = memory::filled(cols, 0.0)?;
             if cols > 0 {
                 for row in x.real::<F>(op)?.chunks_exact(cols) {
                     sums.iter_mut().zip(row).for_each(|(s, v)| *s += v.to_f64());
                 }
             }
-            let mut y = Buffer::<F>::stale(cols);
+            let mut y = Buffer::<F>::stale(cols)?;
             y.iter_mut().zip(&sums).for_each(|(y, &s)| *y = F::from_f64(s));
-            Ok(Array::from_real(y, &[cols], x.dtype()))
+            Array::from_real(y, &[cols], x.dtype())
         });
     }
     let pack = 16 / x.dtype().size();
