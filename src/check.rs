@@ -193,7 +193,7 @@ pub fn gradients(op: &dyn Op, inputs: &[Array]) -> Result<()> {
     };
     for (i, x) in inputs.iter().enumerate().filter(|(_, x)| x.dtype().is_float()) {
         let values = x.to_vec::<f64>()?;
-        let mut numeric = Vec::with_capacity(values.len());
+        let mut numeric = crate::cpu::memory::reserved(values.len())?;
         for e in 0..values.len() {
             let moved = |by: f64| -> Result<f64> {
                 let mut v = values.clone();

@@ -48,7 +48,12 @@ pub fn try_gpu(i: usize) -> Context {
         crate::Array::zeros(&[1], crate::DType::F32, &ctx)?;
         Ok(ctx)
     };
-    usable().unwrap_or(Context::Cpu)
+    match usable() {
+        Ok(ctx) => ctx,
+        // A misspelt setting is not a missing GPU: every use of it says so.
+        Err(Error::Invalid { .. }) => Context::Gpu(i),
+        Err(_) => Context::Cpu,
+    }
 }
 
 /// How many GPUs the driver shows; 0 without a driver.

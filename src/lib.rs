@@ -48,6 +48,7 @@ pub mod ops;
 pub mod optim;
 pub mod precision;
 pub mod random;
+mod settings;
 pub mod shape;
 mod tensor;
 pub mod train;

@@ -57,18 +57,20 @@ pub fn strides(shape: &[usize], layout: Layout) -> Vec<usize> {
 /// The shape that `a` and `b` broadcast to, by numpy's rule: aligned at the end, an extent of 1 stretches.
 ///
 /// # Errors
-/// [`Error::Shape`] when two extents differ and neither is 1.
+/// [`Error::Shape`] when two extents differ and neither is 1, or the result is too large for any memory.
 pub fn broadcast(op: &'static str, a: &[usize], b: &[usize]) -> Result<Vec<usize>> {
     let rank = a.len().max(b.len());
     let at = |s: &[usize], i: usize| if i + s.len() >= rank { s[i + s.len() - rank] } else { 1 };
-    (0..rank)
+    let joined = (0..rank)
         .map(|i| match (at(a, i), at(b, i)) {
             (x, y) if x == y => Ok(x),
             (1, y) => Ok(y),
             (x, 1) => Ok(x),
             _ => Err(Error::shape(op, "shapes do not broadcast", &[a, b])),
         })
-        .collect()
+        .collect::<Result<Vec<_>>>()?;
+    checked_numel(op, &joined)?;
+    Ok(joined)
 }
 
 /// Row-major strides of `shape` seen as `out` (which it broadcasts to): 0 where an axis is stretched.

@@ -1,7 +1,7 @@
 //! The one place that asks the system for host memory whose size follows from data.
 //!
 //! `vec!`, `with_capacity` and `collect` end the process when there is no memory. These functions give [`Error::OutOfMemory`];
-//! `tests/house.rs` keeps the others out of the code that computes. Linux promises memory that it does not have, and ends
+//! a test below keeps the others out of the code that computes. Linux promises memory that it does not have, and ends
 //! the process when it is written: so what the machine (or the container) cannot hold is refused before it is asked for.
 
 use std::{fs, sync::OnceLock};
@@ -96,5 +96,73 @@ mod tests {
         assert_eq!(machine("MemTotal:  100 kB\nMemFree: 1 kB\nSwapTotal:       24 kB\n"), Some(124 << 10));
         assert_eq!(machine("MemTotal:  100 kB\n"), Some(100 << 10));
         assert_eq!(machine("nothing"), None);
+    }
+
+    /// Lines outside of tests that ask for memory with no way to fail, by file. Each counts something small: axes, inputs, parameters,
+    /// a buffer of a fixed size.
+    const COUNTED: &[(&str, usize)] = &[
+        ("autograd.rs", 2),
+        ("check.rs", 2),
+        ("cpu/buffers.rs", 1),
+        ("cpu/conv/tiles.rs", 3),
+        ("cpu/conv/winograd.rs", 1),
+        ("data/download.rs", 2),
+        ("data/idx.rs", 3),
+        ("data/resize.rs", 2),
+        ("ops/broadcast.rs", 1),
+        ("ops/conv2d/block/composed.rs", 1),
+        ("ops/conv2d/pair.rs", 1),
+        ("ops/layout.rs", 1),
+        ("ops/matmul.rs", 1),
+        ("ops/shape_ops.rs", 2),
+        ("optim/state.rs", 2),
+        ("optim/together.rs", 3),
+        ("shape.rs", 1),
+        ("tensor.rs", 1),
+        ("trainer.rs", 2),
+    ];
+
+    fn sources(folder: &std::path::Path, found: &mut Vec<std::path::PathBuf>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            match path.is_dir() {
+                // The tools, and the device's memory, which has a pool of its own.
+                true if name == "bin" || name == "cuda" => {}
+                true => sources(&path, found),
+                false if name.ends_with("tests.rs") || name == "memory.rs" => {}
+                false => found.push(path),
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_else_asks_for_memory_in_proportion_to_data() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        // A packed test program has no sources beside it.
+        if !root.is_dir() {
+            return;
+        }
+        let mut files = Vec::new();
+        sources(&root, &mut files);
+        assert!(files.len() > 80, "the sources are found");
+        for file in files {
+            let name = file.strip_prefix(&root).unwrap().to_string_lossy().replace('\\', "/");
+            let text = fs::read_to_string(&file).unwrap();
+            let code = text.split("#[cfg(test)]").next().unwrap().lines().filter(|l| !l.trim_start().starts_with("//"));
+            let repeated = |l: &str| l.split("vec![").skip(1).any(|rest| rest.split(']').next().is_some_and(|v| v.contains(';')));
+            let asks = |l: &&str| repeated(l) || l.contains("with_capacity(") || resized(l);
+            let lines: Vec<&str> = code.filter(asks).map(str::trim).collect();
+            let allowed = COUNTED.iter().find(|(f, _)| *f == name).map_or(0, |&(_, n)| n);
+            assert!(
+                lines.len() <= allowed,
+                "{name}: {allowed} lines may take memory without a way to fail; what grows with data asks cpu::memory: {lines:#?}"
+            );
+        }
+    }
+
+    /// A vector's `resize`, not a loader's (which takes two numbers in parentheses without a value's point or call).
+    fn resized(line: &str) -> bool {
+        line.contains(".resize(") && !line.contains("loader.resize(")
     }
 }

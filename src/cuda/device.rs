@@ -104,6 +104,7 @@ impl Device {
         if ordinal >= count.max(0) as usize {
             return Err(refuse(format!("the driver shows {count} device(s)")));
         }
+        crate::settings::check()?;
         // Without NVRTC no kernel could run: say so now rather than at the first operation.
         super::nvrtc::compiler().map_err(refuse)?;
         let fail = |e: DriverError| refuse(words(&e));

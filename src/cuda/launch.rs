@@ -16,7 +16,7 @@ use super::{
 use crate::{Array, Context, DType, Error, Result, Storage, random::Draw, shape::numel};
 
 /// `HADAL_SYNC=1` waits after each launch, so that a failing kernel is named.
-pub(super) static SYNC: Lazy<bool> = Lazy::new(|| std::env::var("HADAL_SYNC").is_ok_and(|v| v == "1"));
+pub(super) static SYNC: Lazy<bool> = Lazy::new(|| crate::settings::flag("HADAL_SYNC", false).unwrap_or(false));
 
 /// The `Index` of `kernels/common.cuh`: extents and strides by value, unused axes 1 and 0.
 #[repr(C)]

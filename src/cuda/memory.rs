@@ -17,7 +17,7 @@ use super::{
     capture::{self, Arena},
     device::Device,
 };
-use crate::{Context, Error, Result, context::MemoryStats, ops::moments::Note};
+use crate::{Context, Error, Result, context::MemoryStats, ops::moments::Note, settings};
 
 /// Free blocks by size, and counters in bytes.
 #[derive(Default)]
@@ -27,10 +27,10 @@ pub(super) struct Pool {
 }
 
 /// `HADAL_POOL=off` gives every array memory of its own, of the exact size, so that a memory checker sees each overrun.
-pub(super) static EXACT: Lazy<bool> = Lazy::new(|| std::env::var("HADAL_POOL").is_ok_and(|v| v == "off" || v == "0"));
+pub(super) static EXACT: Lazy<bool> = Lazy::new(|| !settings::flag("HADAL_POOL", true).unwrap_or(true));
 
 /// `HADAL_POISON=1` fills each array's memory with 0xFF (NaN in every float type) before it is written.
-static POISON: Lazy<bool> = Lazy::new(|| std::env::var("HADAL_POISON").is_ok_and(|v| v == "1"));
+static POISON: Lazy<bool> = Lazy::new(|| settings::flag("HADAL_POISON", false).unwrap_or(false));
 
 thread_local! {
     static POISONED: Cell<bool> = const { Cell::new(false) };

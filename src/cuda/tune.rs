@@ -28,7 +28,7 @@ use super::{
     kept::{self, Table},
     nvrtc,
 };
-use crate::{Error, Result, files};
+use crate::{Result, files, settings};
 
 /// A file of choices that is longer than this is none of ours.
 const MOST_BYTES: u64 = 16 << 20;
@@ -41,12 +41,7 @@ pub(crate) struct Problem<'a> {
 }
 
 /// When candidates are timed.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Mode {
-    Off,
-    On,
-    Force,
-}
+pub(super) use crate::settings::Tune as Mode;
 
 thread_local! {
     /// True while this thread times: what runs then takes the model's plan.
@@ -63,18 +58,15 @@ thread_local! {
 }
 
 fn mode() -> Result<Mode> {
-    static MODE: OnceLock<Result<Mode, String>> = OnceLock::new();
+    static MODE: OnceLock<Mode> = OnceLock::new();
     #[cfg(test)]
     if let Some((mode, _)) = TEST.get() {
         return Ok(mode);
     }
-    let read = || match std::env::var("HADAL_TUNE").as_deref() {
-        Err(_) | Ok("off" | "0" | "") => Ok(Mode::Off),
-        Ok("on" | "1") => Ok(Mode::On),
-        Ok("force") => Ok(Mode::Force),
-        Ok(other) => Err(format!("`{other}` is none of off, on, force")),
-    };
-    MODE.get_or_init(read).clone().map_err(|reason| Error::invalid("HADAL_TUNE", reason))
+    match MODE.get() {
+        Some(mode) => Ok(*mode),
+        None => settings::tune().map(|mode| *MODE.get_or_init(|| mode)),
+    }
 }
 
 /// True when the model decides: then nothing needs to be prepared for [`choose`].

@@ -47,6 +47,9 @@ struct State<T> {
     stop: bool,
 }
 
+/// Threads that are started at most: more of them than any machine has processors would only take memory.
+const MOST: usize = 512;
+
 impl<T: Send + 'static> Prefetch<T> {
     /// Starts up to `workers` threads that compute up to `depth` items ahead of the iterator.
     ///
@@ -62,7 +65,7 @@ impl<T: Send + 'static> Prefetch<T> {
         depth: usize,
         work: impl Fn(usize) -> Result<T> + Send + Sync + 'static,
     ) -> Result<Self> {
-        let workers = workers.min(items.len());
+        let workers = workers.min(items.len()).min(MOST);
         let state = State {
             deliver: items.start,
             take: items.start,

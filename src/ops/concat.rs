@@ -5,6 +5,7 @@ use super::shape_ops::one;
 use crate::{
     Array, Error, Layout, Result, Tensor,
     autograd::{Op, Saved, apply, apply1},
+    cpu::memory,
     shape,
 };
 
@@ -44,7 +45,7 @@ fn divide(op: &'static str, x: &Array, sizes: &[usize], axis: usize) -> Result<V
     }
     let (mut shape, strides) = (x.shape().to_vec(), x.strides());
     let mut start = 0;
-    let mut out = Vec::with_capacity(sizes.len());
+    let mut out = memory::reserved(sizes.len())?;
     for &size in sizes {
         shape[axis] = size;
         let mut y = Array::uninit(&shape, x.dtype(), x.layout(), &x.context())?;
@@ -160,7 +161,7 @@ impl Tensor {
         if pieces == 0 || pieces > extent.max(1) || !extent.is_multiple_of(pieces) {
             return Err(Error::shape("split", format!("axis {axis} does not divide into {pieces} equal pieces"), &[&shape]));
         }
-        self.split_sizes(&vec![extent / pieces; pieces], axis)
+        self.split_sizes(&memory::filled(pieces, extent / pieces)?, axis)
     }
 
     /// Pieces of the given extents along `axis`, which together make up the axis.

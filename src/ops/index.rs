@@ -80,10 +80,10 @@ impl Op for Take {
         let (outer, rows, inner) = self.split(x.shape())?;
         let count = index.len();
         let shape = [&x.shape()[..self.axis], index.shape(), &x.shape()[self.axis + 1..]].concat();
+        let at = if x.context().is_gpu() { Vec::new() } else { positions(self.name(), &index, rows)? };
         let mut y = Array::uninit(&shape, x.dtype(), Layout::RowMajor, &x.context())?;
         match x.context() {
             Context::Cpu => {
-                let at = positions(self.name(), &index, rows)?;
                 element_type!(x.dtype(), T => {
                     let x = x.as_slice::<T>()?;
                     parallel::rows(y.as_mut_slice::<T>()?, inner, |row, y| {

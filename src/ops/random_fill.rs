@@ -6,7 +6,7 @@ use crate::{
     cuda::Launch,
     dtype::{Real, real_type},
     random::{Draw, next_draw, unit},
-    shape::numel,
+    shape::checked_numel,
 };
 
 /// An array of `shape` from the next draw: `kernel` on the device, `f(draw, start, chunk)` on the host.
@@ -18,10 +18,9 @@ fn fill<F: Real>(
     ctx: &Context,
     f: impl Fn(Draw, usize, &mut [F]) + Sync,
 ) -> Result<Array> {
-    // Checks the shape before a buffer of its size is asked for.
-    let out = Array::uninit(shape, dtype, Layout::RowMajor, ctx)?;
-    let draw = next_draw();
+    let n = checked_numel(kernel, shape)?;
     if ctx.is_gpu() {
+        let (out, draw) = (Array::uninit(shape, dtype, Layout::RowMajor, ctx)?, next_draw());
         Launch::new(&out, "random.cu", kernel, &[("scalar_t", dtype.into())])?
             .array(&out)
             .draw(draw)
@@ -31,7 +30,8 @@ fn fill<F: Real>(
             .run_1d(out.len().div_ceil(4))?;
         return Ok(out);
     }
-    let mut data = Buffer::<F>::stale(numel(shape))?;
+    // No memory, no draw.
+    let (mut data, draw) = (Buffer::<F>::stale(n)?, next_draw());
     parallel::chunks(&mut data, |start, chunk| f(draw, start, chunk));
     Array::from_real(data, shape, dtype)
 }
