@@ -125,6 +125,7 @@ EXPORT CUresult cuGraphLaunch(CUgraphExec x, CUstream h) {
     ENTER();
     CUstream s = stream_of(h);
     if (!x || !s) return CUDA_ERROR_INVALID_HANDLE;
+    count(Replays);
     Op op;
     op.kind = Op::Child;
     if (s->capture) {

@@ -58,6 +58,8 @@ void Op::own_params() {
 }
 
 CUresult execute(Op& op) {
+    CUresult nothing;
+    if (compiler::mode() == compiler::Nothing && run_nothing(op, &nothing)) return nothing;
     switch (op.kind) {
     case Op::Kernel: {
         Launch l;
@@ -195,7 +197,10 @@ static CUresult wait_for(CUstream h, bool query) {
     }
     return CUDA_SUCCESS;
 }
-EXPORT CUresult cuStreamSynchronize(CUstream s) { return wait_for(s, false); }
+EXPORT CUresult cuStreamSynchronize(CUstream s) {
+    count_synchronization();
+    return wait_for(s, false);
+}
 EXPORT CUresult cuStreamQuery(CUstream s) { return wait_for(s, true); }
 EXPORT CUresult cuStreamGetPriority(CUstream h, int* p) {
     ENTER();
