@@ -47,6 +47,7 @@ pub mod nn;
 pub mod ops;
 pub mod optim;
 pub mod precision;
+pub mod prelude;
 pub mod random;
 mod settings;
 pub mod shape;

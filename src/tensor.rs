@@ -243,9 +243,9 @@ impl Tensor {
         self.read(Array::len)
     }
 
-    /// True when there is no element.
+    /// True when [`len`](Tensor::len) is 0: a batch of no samples. [`Tensor::size`] is 0 for any extent of 0.
     pub fn is_empty(&self) -> bool {
-        self.size() == 0
+        self.len() == 0
     }
 
     /// The element type.

@@ -346,6 +346,9 @@ fn run_epoch(
         }
     }
     let (loss, train_accuracy) = (losses.read()?, accuracy.read()?);
+    if !loss.is_finite() && samples > 0 {
+        eprintln!("hadal: the loss of epoch {epoch} is {loss}: training has diverged; try a smaller learning rate");
+    }
     let test_accuracy = evaluate_with(net, test)?;
     let seconds = start.elapsed().as_secs_f64();
     Ok(Ended::Epoch(EpochReport { epoch, loss, train_accuracy, test_accuracy, seconds, samples }))
