@@ -50,6 +50,8 @@ pub mod precision;
 pub mod random;
 pub mod shape;
 mod tensor;
+#[cfg(test)]
+mod testing;
 pub mod train;
 mod trainer;
 

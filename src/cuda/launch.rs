@@ -48,6 +48,9 @@ pub(crate) struct Launch {
     device: Arc<Device>,
     queued: Queued,
     wrong: Option<Error>,
+    /// In tests that record launches instead of running them.
+    #[cfg(test)]
+    record: Option<crate::testing::Record>,
 }
 
 /// The part of a launch that may have to wait for its program, see [`super::backlog`].
@@ -64,6 +67,8 @@ pub(super) struct Queued {
 }
 
 enum Target {
+    #[cfg(test)]
+    Recorded,
     Ready(Arc<Function>),
     Pending(Arc<Program>),
 }
@@ -77,12 +82,31 @@ impl Launch {
     /// The kernel `name` of `source`.
     pub(super) fn of(source: &Source, array: &Array, name: &'static str, defines: &[(&'static str, Define)]) -> Result<Self> {
         let device = array.cuda(name)?.owner().clone();
+        #[cfg(test)]
+        if let Some(record) = crate::testing::Record::new(source.file(), name, defines) {
+            let queued = Queued {
+                target: Target::Recorded,
+                name,
+                words: Vec::new(),
+                places: Vec::new(),
+                grid: [1; 3],
+                block: [1; 3],
+                shared_bytes: 0,
+            };
+            return Ok(Launch { device, queued, wrong: None, record: Some(record) });
+        }
         let program = device.program(source, defines);
         let waits = source.is_own() && device.defers() && !program.is_done();
         let target = if waits { Target::Pending(program) } else { Target::Ready(program.function(&device, name)?) };
         let (words, places) = (Vec::with_capacity(32), Vec::with_capacity(16));
         let queued = Queued { target, name, words, places, grid: [1; 3], block: [1; 3], shared_bytes: 0 };
-        Ok(Launch { device, queued, wrong: None })
+        Ok(Launch {
+            device,
+            queued,
+            wrong: None,
+            #[cfg(test)]
+            record: None,
+        })
     }
 
     fn word(&mut self, w: u64) {
@@ -97,6 +121,8 @@ impl Launch {
                 if let Err(e) = capture::hold(b.block()) {
                     self.fail(e);
                 }
+                #[cfg(test)]
+                self.record.iter_mut().for_each(|r| r.address(b.ptr()));
                 Some(b.ptr())
             }
             _ => {
@@ -123,6 +149,11 @@ impl Launch {
     /// An array as the copy engine sees it: the `TensorMap` of `kernels/ptx_hopper.cuh`.
     pub(crate) fn tensor(mut self, a: &Array, map: &TensorMap) -> Self {
         let Some(address) = self.address(a) else { return self };
+        #[cfg(test)]
+        if let Some(record) = &mut self.record {
+            record.tensor_map(map);
+            return self;
+        }
         match map.encode(self.queued.name, &self.device, a, address) {
             Ok(words) => self.value(words),
             Err(e) => {
@@ -193,6 +224,11 @@ impl Launch {
             return Ok(());
         }
         (self.queued.grid, self.queued.block, self.queued.shared_bytes) = (grid, block, shared_bytes);
+        #[cfg(test)]
+        if let Some(record) = self.record {
+            record.launched(&self.queued.words, grid, block, shared_bytes);
+            return Ok(());
+        }
         self.device.submit(Work::Launch(self.queued), &[])
     }
 }
