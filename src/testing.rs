@@ -1,12 +1,105 @@
-//! What the crate's own tests ask of the code under test: a record of launches.
+//! What the crate's own tests ask of the code under test: a forced plan, which algorithms were selected, a record of launches.
 
-use std::{cell::RefCell, fmt::Write as _};
+use std::{
+    cell::{Cell, RefCell},
+    fmt::Write as _,
+};
 
 use crate::cuda::{Define, TensorMap};
 
 thread_local! {
     /// Launches of this thread, while [`record`] runs.
     static RECORD: RefCell<Option<Vec<String>>> = const { RefCell::new(None) };
+}
+
+/// A plan for tests, in the place of the selector's.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Force {
+    /// The algorithms that are to compute what they support, by name.
+    pub algorithms: &'static [&'static str],
+    /// Algorithms that do not compute the rest.
+    pub without: &'static [&'static str],
+    /// Rows and columns of mma.sync; the place of the tile in its list for wgmma; rows and groups of a first layer.
+    pub tile: [usize; 2],
+    pub stages: usize,
+    /// Splits of k; CTAs of a first layer.
+    pub splits: usize,
+}
+
+/// The algorithms that run on wgmma.
+pub(crate) const ON_WGMMA: &[&str] = &["wgmma", "halo_wgmma", "im2col_wgmma", "bf16x6"];
+
+impl Force {
+    /// mma.sync.
+    pub(crate) const fn mma(tile: [usize; 2], stages: usize, splits: usize) -> Self {
+        Force { algorithms: &["mma"], without: ON_WGMMA, tile, stages, splits }
+    }
+
+    /// Neither tensor cores nor other special kernels.
+    pub(crate) const fn simt() -> Self {
+        Force { algorithms: &["simt"], ..Self::mma([0, 0], 0, 1) }
+    }
+
+    /// wgmma, in f32 bf16x6, by the `tile`-th tile; 3x3 convolutions with a halo if that is asked for, else none of them.
+    pub(crate) const fn wgmma(tile: usize, splits: usize, halo: bool) -> Self {
+        let algorithms: &[&str] = if halo { &["wgmma", "halo_wgmma", "bf16x6"] } else { &["wgmma", "im2col_wgmma", "bf16x6"] };
+        Force { algorithms, without: ON_WGMMA, tile: [tile, 0], stages: 0, splits }
+    }
+
+    /// Anything but wgmma.
+    pub(crate) const fn without_wgmma() -> Self {
+        Force { algorithms: &[], ..Self::mma([0, 0], 0, 1) }
+    }
+
+    /// The kernels of first layers, or of the stem block: at most so many rows and groups, and as many CTAs.
+    pub(crate) const fn bands(algorithms: &'static [&'static str], rows: usize, groups: usize, ctas: usize) -> Self {
+        Force { algorithms, without: &[], tile: [rows, groups], stages: 0, splits: ctas }
+    }
+}
+
+thread_local! {
+    static FORCED: Cell<Option<Force>> = const { Cell::new(None) };
+    /// Algorithms selected on this thread.
+    static SELECTED: RefCell<Vec<&'static str>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What a test forces on this thread.
+pub(crate) fn forced() -> Option<Force> {
+    FORCED.get()
+}
+
+/// The plan that a test forces for an algorithm.
+pub(crate) fn forced_for(algorithm: &str) -> Option<Force> {
+    FORCED.get().filter(|f| f.algorithms.contains(&algorithm))
+}
+
+/// Runs `f` with forced plans.
+pub(crate) fn with_forced<T>(force: Force, f: impl FnOnce() -> T) -> T {
+    struct Restore(Option<Force>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            FORCED.set(self.0);
+        }
+    }
+    let _restore = Restore(FORCED.replace(Some(force)));
+    f()
+}
+
+/// Notes that an algorithm was selected.
+pub(crate) fn reached(algorithm: &'static str) {
+    SELECTED.with_borrow_mut(|s| s.push(algorithm));
+}
+
+/// How often these algorithms were selected on this thread.
+pub(crate) fn selected(algorithms: &[&str]) -> usize {
+    SELECTED.with_borrow(|s| s.iter().filter(|a| algorithms.contains(a)).count())
+}
+
+/// Runs `f`, and counts how often it selected one of these algorithms: a test must not pass by other kernels.
+pub(crate) fn count_selected<T>(algorithms: &[&str], f: impl FnOnce() -> T) -> (T, usize) {
+    let before = selected(algorithms);
+    let out = f();
+    (out, selected(algorithms) - before)
 }
 
 /// Runs `f` with all launches recorded in the place of being run; nothing is compiled. Results hold no values then.
@@ -73,7 +166,8 @@ mod choices {
         autograd::{self, Op, Saved},
         gpu,
         ops::{
-            Conv2d, Conv2dOptions, Conv2dPair, Dense, DenseActivation, MatMul, PoolOptions, StemBlock, StemBlockInference, UnaryKind,
+            Conv2d, Conv2dOptions, Conv2dPair, Dense, DenseActivation, MatMul, PoolOptions, StemBlock, StemBlockInference,
+            UnaryKind,
         },
         precision::{self, Precision},
     };
@@ -156,12 +250,14 @@ mod choices {
                 for (j, n) in [2, 32, 128].into_iter().enumerate() {
                     for layout in [Layout::ChannelsLast, row_major] {
                         let x = self.array(&[n, c, h, w], dtype, layout)?;
-                        let f = self.array(&[filters, c / options.groups, kh, kw], dtype, if j == 1 { layout } else { row_major })?;
+                        let f =
+                            self.array(&[filters, c / options.groups, kh, kw], dtype, if j == 1 { layout } else { row_major })?;
                         let b = self.array(&[filters], dtype, row_major)?;
                         let (bias, arrived) = ((i + j) % 2 == 0, (i + j) % 3 == 0);
                         let all = [&x, &f, &b];
                         let inputs = &all[..if bias { 3 } else { 2 }];
-                        let name = format!("conv {word} {n}x{c}x{h}x{w} {layout:?} {filters} {kh}x{kw} {options:?} {bias} {arrived}");
+                        let name =
+                            format!("conv {word} {n}x{c}x{h}x{w} {layout:?} {filters} {kh}x{kw} {options:?} {bias} {arrived}");
                         self.case(&name, &Conv2d(options), inputs, vec![true; inputs.len()], arrived)?;
                     }
                 }
@@ -185,7 +281,8 @@ mod choices {
                         let all = [&x, f1, &b, f2];
                         let bias = j == 1;
                         let inputs: Vec<&Array> = all.into_iter().filter(|a| bias || a.rank() == 4).collect();
-                        let name = format!("pair {word} {n}x{c}x{side}x{side} {layout:?} {filters:?} {kernels:?} {options:?} {bias}");
+                        let name =
+                            format!("pair {word} {n}x{c}x{side}x{side} {layout:?} {filters:?} {kernels:?} {options:?} {bias}");
                         let op = Conv2dPair::new(options, [bias, false]);
                         self.case(&name, &op, &inputs, vec![true; inputs.len()], j == 2)?;
                     }

@@ -17,7 +17,7 @@ use super::{
     capture::{self, Arena},
     device::Device,
 };
-use crate::{Context, Error, Result, context::MemoryStats, ops::moments::Note};
+use crate::{Context, Error, Result, context::MemoryStats, gemm::bn_stats::BufferStats};
 
 /// Free blocks by size, and counters in bytes.
 #[derive(Default)]
@@ -85,7 +85,7 @@ pub struct DeviceBuffer {
     /// Bytes asked for.
     len: usize,
     /// What is known of the elements, until they are written.
-    note: Mutex<Option<Note>>,
+    note: Mutex<Option<BufferStats>>,
 }
 
 impl std::fmt::Debug for DeviceBuffer {
@@ -209,12 +209,12 @@ impl DeviceBuffer {
     }
 
     /// Notes what the kernel that writes the elements tells of them.
-    pub(crate) fn note(&self, note: Note) {
+    pub(crate) fn note(&self, note: BufferStats) {
         *self.note.lock().unwrap_or_else(PoisonError::into_inner) = Some(note);
     }
 
     /// What is known of the elements. Nothing for a capture that has not computed them: its graph may be replayed with others.
-    pub(crate) fn noted(&self) -> Option<Note> {
+    pub(crate) fn noted(&self) -> Option<BufferStats> {
         if capture::is_outside(&self.block) {
             return None;
         }

@@ -27,7 +27,7 @@ mod tune_conv_tests;
 #[cfg(test)]
 mod tune_tests;
 
-pub(crate) use device::{device, device_count};
+pub(crate) use device::{Device, device, device_count};
 pub use graph::Graph;
 pub use kernel::Kernel;
 pub(crate) use launch::{Dims, Launch};

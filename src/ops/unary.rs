@@ -71,12 +71,12 @@ impl UnaryKind {
     }
 
     /// The function as the products' kernels know it, where they can end with it.
-    pub(super) fn epilogue(self) -> Option<Define> {
+    pub(crate) fn epilogue(self) -> Option<Define> {
         matches!(self, Relu | Sigmoid | Tanh).then(|| Define::Word(self.code().0))
     }
 
     /// y ← f(y), for what products can end with.
-    pub(super) fn assign<F: Real>(self, y: &mut [F]) {
+    pub(crate) fn assign<F: Real>(self, y: &mut [F]) {
         match self {
             Relu => parallel::assign_vectorized(
                 y,

@@ -1,6 +1,6 @@
 //! Depthwise convolution: each output channel reads one input channel, so there is no product to speak of; the loops run along rows.
 
-use super::ConvShape;
+use super::ConvProblem;
 use rayon::prelude::*;
 
 /// The outputs `lo..hi` whose input index `out * stride + tap - pad` lies in `0..size`.
@@ -12,7 +12,7 @@ fn inside(tap: usize, pad: usize, stride: usize, size: usize, out: usize) -> std
 /// Calls `f(tap, y range, x range)` for every tap and output row: the flat ranges of the output row's part that lies inside, and of the input row from the first
 /// element that it reads (every `stride`-th from there).
 #[inline(always)]
-fn for_each_row(s: &ConvShape, mut f: impl FnMut(usize, std::ops::Range<usize>, std::ops::Range<usize>)) {
+fn for_each_row(s: &ConvProblem, mut f: impl FnMut(usize, std::ops::Range<usize>, std::ops::Range<usize>)) {
     let (oh, ow) = (s.out_h(), s.out_w());
     for i in 0..s.kernel[0] {
         let di = i * s.dilation[0];
@@ -31,7 +31,7 @@ fn for_each_row(s: &ConvShape, mut f: impl FnMut(usize, std::ops::Range<usize>, 
     }
 }
 
-pub fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32], s: &ConvShape) {
+pub fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32], s: &ConvProblem) {
     let (plane, p, taps, per) = (s.h * s.w, s.out_h() * s.out_w(), s.kernel[0] * s.kernel[1], s.o / s.c);
     y.par_chunks_mut(per * p).enumerate().for_each(|(i, y)| {
         let x = &x[i * plane..][..plane];
@@ -52,7 +52,7 @@ pub fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32], s: &Co
     });
 }
 
-pub fn backward_data(dy: &[f32], w: &[f32], dx: &mut [f32], s: &ConvShape) {
+pub fn backward_data(dy: &[f32], w: &[f32], dx: &mut [f32], s: &ConvProblem) {
     let (plane, p, taps, per) = (s.h * s.w, s.out_h() * s.out_w(), s.kernel[0] * s.kernel[1], s.o / s.c);
     dx.par_chunks_mut(plane).enumerate().for_each(|(i, dx)| {
         dx.fill(0.0);
@@ -71,7 +71,7 @@ pub fn backward_data(dy: &[f32], w: &[f32], dx: &mut [f32], s: &ConvShape) {
     });
 }
 
-pub fn backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvShape) {
+pub fn backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvProblem) {
     let (plane, p, taps, per) = (s.h * s.w, s.out_h() * s.out_w(), s.kernel[0] * s.kernel[1], s.o / s.c);
     // Each filter belongs to one task, which goes through the images in order.
     dw.par_chunks_mut(taps).enumerate().for_each(|(o, dw)| {

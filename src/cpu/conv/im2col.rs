@@ -3,7 +3,7 @@
 //! A chunk of a few images is unrolled into a matrix `col` of (c / groups * kh * kw) rows and (images * output pixels) columns that stays in the cache, and one
 //! product per group does the arithmetic. Chunks depend on the shape only, so results do not depend on the number of threads.
 
-use super::ConvShape;
+use super::ConvProblem;
 use crate::cpu::buffers::Buffer;
 use crate::cpu::gemm::{Mat, MatMut, Threads, gemm};
 use rayon::prelude::*;
@@ -30,7 +30,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(s: &ConvShape) -> Self {
+    fn new(s: &ConvProblem) -> Self {
         let p = s.out_h() * s.out_w();
         let cg = s.c / s.groups;
         let k = cg * s.kernel[0] * s.kernel[1];
@@ -59,12 +59,12 @@ fn span(tap: usize, pad: usize, stride: usize, size: usize, out: usize) -> Span 
 }
 
 /// Unrolls the channels `x` (cg, h, w) of one image into the columns `at..at + p` of `col`, whose rows are `ld` long.
-fn unroll(x: &[f32], s: &ConvShape, col: &mut [f32], ld: usize, at: usize) {
+fn unroll(x: &[f32], s: &ConvProblem, col: &mut [f32], ld: usize, at: usize) {
     crate::cpu::simd::vectorized(|| unroll_rows(x, s, col, ld, at))
 }
 
 #[inline(always)]
-fn unroll_rows(x: &[f32], s: &ConvShape, col: &mut [f32], ld: usize, at: usize) {
+fn unroll_rows(x: &[f32], s: &ConvProblem, col: &mut [f32], ld: usize, at: usize) {
     let (oh, ow) = (s.out_h(), s.out_w());
     let taps = s.kernel[0] * s.kernel[1];
     for (row, line) in col.chunks_mut(ld).enumerate() {
@@ -145,12 +145,12 @@ fn copy_long(from: &[f32], to: &mut [f32], rows: Rows, step: usize) {
 }
 
 /// The adjoint of [`unroll`]: adds the columns to the channels `dx` of one image.
-fn roll_add(col: &[f32], ld: usize, at: usize, s: &ConvShape, dx: &mut [f32]) {
+fn roll_add(col: &[f32], ld: usize, at: usize, s: &ConvProblem, dx: &mut [f32]) {
     crate::cpu::simd::vectorized(|| roll_add_rows(col, ld, at, s, dx))
 }
 
 #[inline(always)]
-fn roll_add_rows(col: &[f32], ld: usize, at: usize, s: &ConvShape, dx: &mut [f32]) {
+fn roll_add_rows(col: &[f32], ld: usize, at: usize, s: &ConvProblem, dx: &mut [f32]) {
     let (oh, ow) = (s.out_h(), s.out_w());
     let taps = s.kernel[0] * s.kernel[1];
     for (row, line) in col.chunks(ld).enumerate() {
@@ -210,7 +210,7 @@ fn inner_threads(chunks: usize) -> Threads {
     if chunks == 1 { Threads::Pool } else { Threads::One }
 }
 
-pub fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32], s: &ConvShape) {
+pub fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32], s: &ConvProblem) {
     let plan = Plan::new(s);
     let Plan { p, k, cg, og, images, pointwise } = plan;
     let image_len = s.c * s.h * s.w;
@@ -274,7 +274,7 @@ fn gather_dy(dy: &[f32], out: &mut [f32], o_all: usize, first: usize, p: usize, 
     }
 }
 
-pub fn backward_data(dy: &[f32], w: &[f32], dx: &mut [f32], s: &ConvShape) {
+pub fn backward_data(dy: &[f32], w: &[f32], dx: &mut [f32], s: &ConvProblem) {
     let plan = Plan::new(s);
     let Plan { p, k, cg, og, images, pointwise } = plan;
     let image_len = s.c * s.h * s.w;
@@ -322,7 +322,7 @@ const PARTS: usize = 8;
 /// Elements of all partial sums together (32 MiB); large weights get fewer parts.
 const PARTS_LEN: usize = 1 << 23;
 
-pub fn backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvShape) {
+pub fn backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvProblem) {
     let plan = Plan::new(s);
     let Plan { p, k, cg, og, images, .. } = plan;
     let image_len = s.c * s.h * s.w;

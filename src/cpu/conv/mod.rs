@@ -13,23 +13,9 @@ mod winograd_grad;
 
 use rayon::prelude::*;
 
-/// The attributes of a convolution: x is (n, c, h, w), the weights (o, c / groups, kh, kw), y (n, o, out_h, out_w).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ConvShape {
-    pub n: usize,
-    pub c: usize,
-    pub h: usize,
-    pub w: usize,
-    pub o: usize,
-    pub kernel: [usize; 2],
-    pub stride: [usize; 2],
-    /// Top, left, bottom, right.
-    pub padding: [usize; 4],
-    pub dilation: [usize; 2],
-    pub groups: usize,
-}
+pub use crate::conv::problem::ConvProblem;
 
-impl ConvShape {
+impl ConvProblem {
     /// Whether the attributes describe a convolution at all; the message says what is wrong.
     pub fn validate(&self) -> Result<(), String> {
         let Self { c, o, groups, kernel, stride, dilation, padding, h, w, .. } = *self;
@@ -49,26 +35,6 @@ impl ConvShape {
             }
         }
         Ok(())
-    }
-
-    pub fn out_h(&self) -> usize {
-        (self.h + self.padding[0] + self.padding[2] - self.dilation[0] * (self.kernel[0] - 1) - 1) / self.stride[0] + 1
-    }
-
-    pub fn out_w(&self) -> usize {
-        (self.w + self.padding[1] + self.padding[3] - self.dilation[1] * (self.kernel[1] - 1) - 1) / self.stride[1] + 1
-    }
-
-    pub fn x_len(&self) -> usize {
-        self.n * self.c * self.h * self.w
-    }
-
-    pub fn w_len(&self) -> usize {
-        self.o * (self.c / self.groups) * self.kernel[0] * self.kernel[1]
-    }
-
-    pub fn y_len(&self) -> usize {
-        self.n * self.o * self.out_h() * self.out_w()
     }
 
     fn check(&self, x: &[f32], w: &[f32], y: &[f32]) {
@@ -100,7 +66,7 @@ impl ConvShape {
 }
 
 /// y = conv(x, w) + bias.
-pub fn conv2d_forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32], s: &ConvShape) {
+pub fn conv2d_forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32], s: &ConvProblem) {
     s.check(x, w, y);
     assert!(bias.is_none_or(|b| b.len() == s.o), "conv2d: the bias needs one value per output channel");
     if y.is_empty() {
@@ -116,7 +82,7 @@ pub fn conv2d_forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32],
 }
 
 /// dx = the gradient with respect to x (overwritten).
-pub fn conv2d_backward_data(dy: &[f32], w: &[f32], dx: &mut [f32], s: &ConvShape) {
+pub fn conv2d_backward_data(dy: &[f32], w: &[f32], dx: &mut [f32], s: &ConvProblem) {
     s.check(dx, w, dy);
     if dx.is_empty() {
         return;
@@ -131,7 +97,7 @@ pub fn conv2d_backward_data(dy: &[f32], w: &[f32], dx: &mut [f32], s: &ConvShape
 }
 
 /// dw = the gradient with respect to the weights (overwritten).
-pub fn conv2d_backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvShape) {
+pub fn conv2d_backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvProblem) {
     s.check(x, dw, dy);
     if dy.is_empty() {
         dw.fill(0.0);

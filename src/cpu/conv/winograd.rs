@@ -1,6 +1,6 @@
 //! 3x3 convolutions of stride 1 by tiles: forward, and the gradient of the input, which is the same with the kernels rotated and transposed.
 
-use super::ConvShape;
+use super::ConvProblem;
 use super::bilinear::{Bilinear, F2, Row3};
 use super::tiles::{Filters, Grid, Place, filter_transform, input_transform, output_transform, xi_stride};
 use crate::cpu::buffers::Buffer;
@@ -8,7 +8,7 @@ use crate::cpu::gemm::{Mat, MatMut, Threads, gemm};
 use rayon::prelude::*;
 
 /// The shape of the correlation behind the forward direction.
-pub(super) fn forward_grid(s: &ConvShape) -> Grid {
+pub(super) fn forward_grid(s: &ConvProblem) -> Grid {
     let [top, left, ..] = s.padding;
     Grid {
         n: s.n,
@@ -28,16 +28,16 @@ pub(super) fn forward_grid(s: &ConvShape) -> Grid {
 }
 
 /// Planes of 3x3 with a border of one are a tile of their own.
-pub(super) fn is_row3(s: &ConvShape) -> bool {
+pub(super) fn is_row3(s: &ConvProblem) -> bool {
     (s.h, s.w, s.padding) == (3, 3, [1; 4])
 }
 
-pub fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32], s: &ConvShape) {
+pub fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32], s: &ConvProblem) {
     let f = Filters { w, rows: s.c, lanes: s.o, row_step: 9, lane_step: 9 * s.c, flip: false };
     run(x, f, bias, y, forward_grid(s), is_row3(s));
 }
 
-pub fn backward_data(dy: &[f32], w: &[f32], dx: &mut [f32], s: &ConvShape) {
+pub fn backward_data(dy: &[f32], w: &[f32], dx: &mut [f32], s: &ConvProblem) {
     let f = Filters { w, rows: s.o, lanes: s.c, row_step: 9 * s.c, lane_step: 9, flip: true };
     let [top, left, ..] = s.padding;
     let g = Grid {

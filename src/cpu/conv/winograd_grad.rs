@@ -1,6 +1,6 @@
 //! The gradient of the kernels of 3x3 convolutions of stride 1, by tiles: dW = filter_adjoint(sum over tiles of output_adjoint(dy)^T input(x)).
 
-use super::ConvShape;
+use super::ConvProblem;
 use super::bilinear::{Bilinear, F2, Row3};
 use super::lanes::LANES;
 use super::tiles::{Grid, Place, filter_adjoint, input_transform, output_adjoint, xi_stride};
@@ -18,7 +18,7 @@ const OWN: usize = 1 << 21;
 /// Copies of the products, each summing over a fixed part of the pieces.
 const PARTS: usize = 8;
 
-pub fn backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvShape) {
+pub fn backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvProblem) {
     let g = forward_grid(s);
     if is_row3(s) {
         gradient::<Row3, 3, 5, 3>(x, dy, dw, Grid { top: 0, left: 0, ..g });
