@@ -1,11 +1,6 @@
 //! The fully connected layer as one op: y = x wᵀ + b, or an activation of that.
 
-use super::{
-    Unary, UnaryKind,
-    bias_grad::column_sums,
-    matmul::leading,
-    operands::same_float,
-};
+use super::{Unary, UnaryKind, bias_grad::column_sums, matmul::leading, operands::same_float};
 use crate::{
     Array, Error, Layout, Result, Tensor,
     autograd::{Op, Saved, apply1},
