@@ -32,7 +32,7 @@ mod simt;
 mod wgmma_params;
 
 use crate::{
-    Array, DType, Error, Layout, Result,
+    Array, DType, Error, Layout, Result, autograd,
     gemm::{
         arch::Arch,
         select::{AnyPlan, Tuning, algorithms, select},
@@ -146,7 +146,9 @@ impl<'a> ConvCall<'a> {
         let nhwc = |a: &Array| usize::from(a.layout() == Layout::ChannelsLast);
         let layouts = self.convs.iter().flat_map(|c| [nhwc(c.a), nhwc(c.b)]).fold(1, |bits, b| bits * 2 + b);
         let epilogue = self.convs.iter().map(|c| c.bias.is_some());
-        let epilogue = epilogue.chain([self.grad_so_far.is_some(), self.wants_bias_grad, crate::autograd::is_training()]);
+        // Statistics for a batch norm are stored in training.
+        let stats = self.pass == ConvPass::Fprop && autograd::is_training();
+        let epilogue = epilogue.chain([self.grad_so_far.is_some(), self.wants_bias_grad, stats]);
         let epilogue = epilogue.fold(1, |bits, b| bits * 2 + usize::from(b));
         let precision = if self.dtype() == DType::F32 { self.precision as usize } else { 0 };
         let mut key = vec![self.dtype() as usize, precision, self.pass as usize, epilogue, layouts, p.n, p.c, p.h, p.w, p.groups];

@@ -139,7 +139,7 @@ fn convolutions_are_tuned_once() -> Result<()> {
     // Three passes of the pair, which has no halo, and three of the other one.
     assert_eq!(kinds(&text).iter().filter(|k| **k == "halo").count(), 3, "{text}");
     assert!(kinds(&text).len() == 6 && (18..=6 * 16).contains(&timed), "{timed}: {text}");
-    assert!(text.lines().any(|l| l.starts_with("conv2d\t3 0 1 21 ")), "nothing is added to dx: {text}");
+    assert!(text.lines().any(|l| l.starts_with("conv2d\t3 0 1 36 ")), "nothing is added to dx: {text}");
     assert_eq!(process(&cache, "otherwise", "bf16"), (0, digest.clone()));
     assert_eq!(fs::read_to_string(file(&cache)).expect("a file"), text);
     fs::write(file(&cache), &text[..text.len() / 2]).expect("it can be written");
