@@ -80,6 +80,19 @@ impl Array {
         }
     }
 
+    /// [`Array::zeros`] for what is only read: on a GPU small ones share their memory, so that nothing is filled.
+    pub(crate) fn shared_zeros(shape: &[usize], dtype: DType, ctx: &Context) -> Result<Self> {
+        const MOST: usize = 64 << 10;
+        let bytes = checked_numel("zeros", shape)? * dtype.size();
+        match ctx {
+            Context::Gpu(i) if bytes <= MOST => {
+                let storage = Storage::Cuda(cuda::device(*i)?.zeros(bytes)?);
+                Ok(Array { shape: shape.to_vec(), dtype, layout: Layout::RowMajor, storage })
+            }
+            _ => Self::zeros(shape, dtype, ctx),
+        }
+    }
+
     /// Unspecified contents, for an op's output: every element is to be written before it is read.
     ///
     /// On the CPU the memory holds numbers of earlier arrays or zeros; on a GPU what the kernel does not write stays

@@ -468,7 +468,7 @@ impl Node {
             ))
         })?;
         saved.ones = pending.ones == Some(self.id);
-        let zeros = |m: &Meta| Ok(Array::zeros(&m.shape, m.dtype, &m.context)?.with_layout(m.layout));
+        let zeros = |m: &Meta| Ok(Array::shared_zeros(&m.shape, m.dtype, &m.context)?.with_layout(m.layout));
         let dy = slots.into_iter().zip(&self.outputs).map(|(s, m)| s.map_or_else(|| zeros(m), Ok)).collect::<Result<Vec<_>>>()?;
         saved.check(name, &dy)?;
         for (i, edge) in self.inputs.iter().enumerate() {
