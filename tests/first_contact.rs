@@ -169,6 +169,30 @@ fn memory_without_pools() -> Result<()> {
     Ok(())
 }
 
+/// The gradient of a table takes time for its rows and for its indices, not for their product: here that would be minutes in the emulator
+/// and, with an embedding's columns, seconds a step on a card.
+#[test]
+fn the_gradient_of_a_large_table_is_linear() -> Result<()> {
+    let Some(ctx) = common::gpu() else { return Ok(()) };
+    let run = |rows: usize, count: usize, ctx: &Context| -> Result<(Vec<f32>, std::time::Duration)> {
+        // A row in ten is never chosen, one is chosen by a tenth of all.
+        let index: Vec<i64> = (0..count).map(|j| if j % 10 == 3 { 7 } else { (j * 7919 % (rows * 9 / 10)) as i64 }).collect();
+        let table = Tensor::ones(&[rows, 1], ctx)?.attach_grad();
+        let index = Tensor::from_vec(index, &[count], ctx)?;
+        let weight = Tensor::from_vec((0..count).map(|j| (j % 17) as f32 * 0.37 + 0.1).collect::<Vec<f32>>(), &[count, 1], ctx)?;
+        let start = std::time::Instant::now();
+        let y = autograd::record(|| (table.take(&index, 0)? * &weight)?.sum(&[]))?;
+        y.backward()?;
+        Ok((table.grad()?.to_vec()?, start.elapsed()))
+    };
+    // Programs are made first.
+    run(3, 5, &ctx)?;
+    let (found, time) = run(400_000, 200_000, &ctx)?;
+    assert_eq!(found, run(400_000, 200_000, &hadal::cpu())?.0);
+    assert!(time.as_secs() < 30, "{time:?}");
+    Ok(())
+}
+
 /// A folder for a test.
 fn folder(name: &str) -> PathBuf {
     let folder = env::temp_dir().join(format!("hadal-{name}-{}", std::process::id()));
