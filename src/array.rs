@@ -87,7 +87,7 @@ impl Array {
         match ctx {
             Context::Gpu(i) if bytes <= MOST => {
                 let storage = Storage::Cuda(cuda::device(*i)?.zeros(bytes)?);
-                Ok(Array { shape: shape.to_vec(), dtype, layout: Layout::RowMajor, storage })
+                Ok(Array { shape: shape.to_vec(), dtype, layout: Layout::RowMajor, storage, recorded: false })
             }
             _ => Self::zeros(shape, dtype, ctx),
         }

@@ -280,3 +280,39 @@ fn an_error_in_a_replay_names_the_layer() -> Result<()> {
     assert!(graph.contains("net[0]\n") && graph.contains("net[1][0]\n"), "{graph}");
     Ok(())
 }
+
+/// A net that begins with a stem which is one op at this size is captured: its running statistics are written in place, so no second
+/// handle to them may be left.
+#[test]
+fn a_fused_stem_is_captured() -> Result<()> {
+    let ctx = match crate::gpu(0) {
+        Ok(ctx) => ctx,
+        Err(e) if std::env::var("HADAL_REQUIRE_GPU").is_ok_and(|v| v == "1") => return Err(e),
+        Err(_) => return Ok(()),
+    };
+    let net = Sequential::new()
+        .add(Conv2D::new(32, 7).stride(2).padding(3))
+        .add(BatchNorm::new())
+        .add(Activation::relu())
+        .add(MaxPool2D::new(3).stride(2).padding(1))
+        .add(Flatten::new())
+        .add(Dense::new(10));
+    net.initialize(init::Xavier::new(), &ctx)?;
+    net.hybridize();
+    const BATCH: usize = 8;
+    let x = Tensor::uniform(0.0, 1.0, &[BATCH, 1, 48, 48], &ctx)?;
+    let x = Tensor::new(x.array().to_layout(crate::Layout::ChannelsLast)?);
+    let y = Tensor::uniform(0.0, 10.0, &[BATCH], &ctx)?.cast(DType::I64)?;
+    let mut trainer = crate::Trainer::new(net.parameters(), crate::optim::Sgd::new(0.1));
+    let mut step = || -> Result<()> {
+        let l = autograd::record(|| crate::loss::SoftmaxCrossEntropy::new().forward(&net.forward(&x)?, &y))?;
+        trainer.backward(&l)?;
+        trainer.step(BATCH)
+    };
+    step()?;
+    assert!(net.explain().contains("stem_block"), "at this size the stem is to be one op: {}", net.explain());
+    let (graph, ()) = crate::cuda::Graph::capture(&ctx, &mut step)?;
+    graph.replay()?;
+    step()?;
+    ctx.synchronize()
+}
