@@ -241,16 +241,26 @@ thread_local! {
     static TRAINING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Sets both flags while `f` runs, also when `f` panics.
-pub(crate) fn with_flags<T>(recording: bool, training: bool, f: impl FnOnce() -> T) -> T {
-    struct Restore(bool, bool);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            RECORDING.set(self.0);
-            TRAINING.set(self.1);
-        }
+/// Sets both flags until it is dropped, also by a panic.
+#[must_use]
+pub(crate) struct Flags(bool, bool);
+
+impl Flags {
+    pub(crate) fn set(recording: bool, training: bool) -> Self {
+        Flags(RECORDING.replace(recording), TRAINING.replace(training))
     }
-    let _restore = Restore(RECORDING.replace(recording), TRAINING.replace(training));
+}
+
+impl Drop for Flags {
+    fn drop(&mut self) {
+        RECORDING.set(self.0);
+        TRAINING.set(self.1);
+    }
+}
+
+/// Sets both flags while `f` runs.
+pub(crate) fn with_flags<T>(recording: bool, training: bool, f: impl FnOnce() -> T) -> T {
+    let _flags = Flags::set(recording, training);
     f()
 }
 

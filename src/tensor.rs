@@ -11,6 +11,7 @@ use std::{
 use crate::{
     Array, Context, DType, Element, Error, Layout, Result,
     autograd::{self, Edge, GradReq, Node},
+    cpu::parallel,
     cuda::capture,
     hybrid::trace,
 };
@@ -133,6 +134,8 @@ impl Tensor {
 
     /// Lets `f` change the array in place. Not recorded.
     ///
+    /// The tensor is locked meanwhile: `f` must not use it otherwise, nor wait for threads that do.
+    ///
     /// # Errors
     /// Of `f`; [`Error::Autograd`] when the tensor is the result of a recorded operation, and in [`autograd::record`] when it is on
     /// the tape.
@@ -164,7 +167,7 @@ impl Tensor {
             return Err(Error::Autograd("the result of a recorded operation cannot be changed in place".into()));
         }
         trace::refuse("it writes a tensor in place");
-        self.0.value.write().unwrap_or_else(PoisonError::into_inner).in_place(f)
+        parallel::alone(|| self.0.value.write().unwrap_or_else(PoisonError::into_inner).in_place(f))
     }
 
     /// [`Tensor::update`] of many tensors, all different, at once; `name` is what errors call the i-th one.
@@ -177,6 +180,14 @@ impl Tensor {
             return Err(Error::Autograd("the result of a recorded operation cannot be changed in place".into()));
         }
         trace::refuse("it writes tensors in place");
+        parallel::alone(|| Self::update_locked(tensors, name, f))
+    }
+
+    fn update_locked(
+        tensors: &[Tensor],
+        name: impl Fn(usize) -> String,
+        f: impl FnOnce(&mut [&mut Array]) -> Result<()>,
+    ) -> Result<()> {
         // Locked in one order by all, so that two threads never wait for each other.
         let mut order: Vec<usize> = (0..tensors.len()).collect();
         order.sort_by_key(|&i| tensors[i].id());
@@ -387,7 +398,7 @@ impl Tensor {
         let mut v = self.variable()?;
         match (v.req, &mut v.grad) {
             (GradReq::Null, _) => return Ok(()),
-            (GradReq::Add, Some(sum)) => sum.in_place(|sum| sum.add_assign(&grad))?,
+            (GradReq::Add, Some(sum)) => parallel::alone(|| sum.in_place(|sum| sum.add_assign(&grad)))?,
             (_, place) => *place = Some(grad),
         }
         v.fresh = true;
@@ -408,7 +419,7 @@ impl Tensor {
 
     /// Lets `f` change the gradient in place, if a backward pass has brought one.
     pub(crate) fn update_grad(&self, f: impl FnOnce(&mut Array) -> Result<()>) -> Result<()> {
-        self.variable()?.grad.as_mut().map_or(Ok(()), |g| g.in_place(f))
+        parallel::alone(|| self.variable()?.grad.as_mut().map_or(Ok(()), |g| g.in_place(f)))
     }
 
     fn variable(&self) -> Result<MutexGuard<'_, Variable>> {

@@ -106,6 +106,7 @@ mod tests {
         ("cpu/buffers.rs", 1),
         ("cpu/conv/tiles.rs", 3),
         ("cpu/conv/winograd.rs", 1),
+        ("cpu/parallel.rs", 1),
         ("data/download.rs", 3),
         ("data/download/http.rs", 1),
         ("data/idx.rs", 3),

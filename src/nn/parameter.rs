@@ -48,12 +48,32 @@ struct State {
     wide: bool,
     /// First values wanted, shape not known yet. They come from a stream that is chosen now, so that they do not depend on the
     /// order in which layers learn their shapes.
-    pending: Option<(Arc<dyn Init>, Context, Draw)>,
+    pending: Option<Pending>,
     /// The layer's own initializer, which comes before the net's.
     own_init: Option<Arc<dyn Init>>,
     grad_req: GradReq,
     lr_mult: f64,
     wd_mult: f64,
+}
+
+/// First values to come.
+#[derive(Clone, Debug)]
+struct Pending {
+    init: Arc<dyn Init>,
+    context: Context,
+    draw: Draw,
+}
+
+impl Pending {
+    /// The values of a parameter of that name; drawn in f32 and rounded, so that nets of all dtypes start alike.
+    fn values(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Array> {
+        let values = random::apart(self.draw, || self.init.values_for(name, shape))?;
+        if values.len() != shape.iter().product::<usize>() {
+            let reason = format!("the initializer gave {} values for {}", values.len(), Display(shape));
+            return Err(Error::Parameter { name: name.to_owned(), reason });
+        }
+        Array::from_vec(values, shape, &Context::Cpu)?.cast(dtype)?.to_context(&self.context)
+    }
 }
 
 impl Parameter {
@@ -111,10 +131,16 @@ impl Parameter {
             return Err(Error::DType { op: "cast", dtype, hint: "parameters need a float type" });
         }
         let mut s = self.write();
-        s.dtype = if s.wide && dtype != DType::F64 { DType::F32 } else { dtype };
-        if let Some(t) = s.value.as_ref().filter(|t| t.dtype() != s.dtype) {
-            let value = Tensor::new(t.array().cast(s.dtype)?).attach_grad_with(s.grad_req);
-            s.value = Some(value);
+        let dtype = if s.wide && dtype != DType::F64 { DType::F32 } else { dtype };
+        s.dtype = dtype;
+        let old = s.value.clone();
+        drop(s);
+        // Converted without the lock, which tasks may want that this thread takes up while it waits for others.
+        let Some(old) = old.filter(|t| t.dtype() != dtype) else { return Ok(()) };
+        let array = old.array().cast(dtype)?;
+        let mut s = self.write();
+        if s.dtype == dtype && s.value.as_ref().is_some_and(|t| t.id() == old.id()) {
+            s.value = Some(Tensor::new(array).attach_grad_with(s.grad_req));
         }
         Ok(())
     }
@@ -151,12 +177,21 @@ impl Parameter {
 
     /// Gives it values on `ctx`, whatever it had, in its dtype; the shape must fit what is known of it.
     pub(super) fn replace(&self, array: Array, ctx: &Context) -> Result<()> {
-        let mut s = self.write();
-        s.fits(array.shape())?;
-        s.shape = array.shape().to_vec();
-        s.value = Some(Tensor::new(array.cast(s.dtype)?.to_context(ctx)?).attach_grad_with(s.grad_req));
-        s.pending = None;
-        Ok(())
+        self.check(array.shape())?;
+        let mut dtype = self.dtype();
+        loop {
+            let array = array.cast(dtype)?.to_context(ctx)?;
+            let mut s = self.write();
+            s.fits(array.shape())?;
+            if s.dtype == dtype {
+                s.shape = array.shape().to_vec();
+                s.value = Some(Tensor::new(array).attach_grad_with(s.grad_req));
+                s.pending = None;
+                return Ok(());
+            }
+            // Another thread has cast the net meanwhile.
+            dtype = s.dtype;
+        }
     }
 
     /// An error if an array of `shape` cannot be its value.
@@ -172,10 +207,20 @@ impl Parameter {
     /// What a backward pass does with its gradient; `Null` freezes it. Trainers ask at each step, so a parameter may be frozen and set
     /// free at any time. A change forgets the gradient at hand.
     pub fn set_grad_req(&self, req: GradReq) {
-        let mut s = self.write();
-        if s.grad_req != req {
-            s.grad_req = req;
-            s.value = s.value.take().map(|t| t.attach_grad_with(req));
+        loop {
+            let state = self.read();
+            if state.grad_req == req {
+                return;
+            }
+            let value = state.value.clone();
+            drop(state);
+            // The tensor is read without this lock, since an optimizer has the two in the other order.
+            let renewed = value.as_ref().map(|t| t.attach_grad_with(req));
+            let mut s = self.write();
+            if s.value.as_ref().map(Tensor::id) == value.as_ref().map(Tensor::id) {
+                (s.grad_req, s.value) = (req, renewed);
+                return;
+            }
         }
     }
 
@@ -211,17 +256,25 @@ impl Parameter {
     }
 
     fn ready_value(&self, shape: &[usize]) -> Result<Tensor> {
-        if let Some(t) = &self.read().value {
-            return Ok(t.clone());
+        loop {
+            let s = self.read();
+            if let Some(t) = &s.value {
+                return Ok(t.clone());
+            }
+            let pending = s.pending.clone().ok_or_else(|| s.missing())?;
+            s.fits(shape)?;
+            let (name, dtype) = (s.name.clone(), s.dtype);
+            drop(s);
+            // Without the lock: the initializer may be the user's, and tasks may want the parameter that this thread takes up
+            // while it waits for others. Two threads that get here compute the same values from the same draw.
+            let array = trace::suspend(|| pending.values(&name, shape, dtype))?;
+            let mut s = self.write();
+            if s.value.is_none() && s.dtype == dtype && s.pending.as_ref().is_some_and(|p| p.draw == pending.draw) {
+                let t = Tensor::new(array).attach_grad_with(s.grad_req);
+                (s.shape, s.value, s.pending) = (shape.to_vec(), Some(t.clone()), None);
+                return Ok(t);
+            }
         }
-        let mut s = self.write();
-        if let Some(t) = &s.value {
-            return Ok(t.clone());
-        }
-        let (init, ctx, draw) = s.pending.clone().ok_or_else(|| s.missing())?;
-        s.fits(shape)?;
-        s.shape = shape.to_vec();
-        trace::suspend(|| s.create(&*init, &ctx, draw))
     }
 
     /// First values on `ctx`, now or, where the shape is not known, at the first forward pass.
@@ -237,12 +290,10 @@ impl Parameter {
             (None, Role::Scale | Role::RunningVar) => Arc::new(Constant(1.0)),
         };
         s.value = None;
-        let draw = random::next_draw();
-        s.pending = Some((init.clone(), *ctx, draw));
-        if !s.shape.contains(&0) {
-            s.create(&*init, ctx, draw)?;
-        }
-        Ok(())
+        s.pending = Some(Pending { init, context: *ctx, draw: random::next_draw() });
+        let shape = s.shape.clone();
+        drop(s);
+        if shape.contains(&0) { Ok(()) } else { self.ready(&shape).map(|_| ()) }
     }
 
     pub(super) fn set_name(&self, name: String) {
@@ -264,21 +315,6 @@ impl Parameter {
 }
 
 impl State {
-    fn create(&mut self, init: &dyn Init, ctx: &Context, draw: Draw) -> Result<Tensor> {
-        let values = random::apart(draw, || init.values_for(&self.name, &self.shape))?;
-        let n: usize = self.shape.iter().product();
-        if values.len() != n {
-            let reason = format!("the initializer gave {} values for {}", values.len(), Display(&self.shape));
-            return Err(Error::Parameter { name: self.name.clone(), reason });
-        }
-        // Drawn in f32 and rounded, so that nets of all dtypes start alike.
-        let array = Array::from_vec(values, &self.shape, &Context::Cpu)?.cast(self.dtype)?.to_context(ctx)?;
-        let t = Tensor::new(array).attach_grad_with(self.grad_req);
-        self.value = Some(t.clone());
-        self.pending = None;
-        Ok(t)
-    }
-
     fn fits(&self, shape: &[usize]) -> Result<()> {
         if self.shape.len() == shape.len() && self.shape.iter().zip(shape).all(|(&own, &s)| own == 0 || own == s) {
             return Ok(());

@@ -7,6 +7,7 @@ use super::ConvShape;
 use crate::Result;
 use crate::cpu::buffers::Buffer;
 use crate::cpu::gemm::{Mat, MatMut, Threads, gemm};
+use crate::cpu::parallel::Each;
 use rayon::prelude::*;
 
 /// Enough columns for the product to run at full speed.
@@ -216,7 +217,7 @@ pub fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32], s: &Co
     let Plan { p, k, cg, og, images, pointwise } = plan;
     let image_len = s.c * s.h * s.w;
     let threads = inner_threads(s.n.div_ceil(images));
-    y.par_chunks_mut(images * s.o * p).enumerate().try_for_each(|(chunk, y)| {
+    y.par_chunks_mut(images * s.o * p).enumerate().try_each(|(chunk, y)| {
         let count = y.len() / (s.o * p);
         let x = &x[chunk * images * image_len..][..count * image_len];
         let ld = count * p;
@@ -281,7 +282,7 @@ pub fn backward_data(dy: &[f32], w: &[f32], dx: &mut [f32], s: &ConvShape) -> Re
     let Plan { p, k, cg, og, images, pointwise } = plan;
     let image_len = s.c * s.h * s.w;
     let threads = inner_threads(s.n.div_ceil(images));
-    dx.par_chunks_mut(images * image_len).enumerate().try_for_each(|(chunk, dx)| {
+    dx.par_chunks_mut(images * image_len).enumerate().try_each(|(chunk, dx)| {
         let count = dx.len() / image_len;
         let dy = &dy[chunk * images * s.o * p..][..count * s.o * p];
         let ld = count * p;
@@ -337,7 +338,7 @@ pub fn backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvShape) -> 
     let w_len = dw.len();
     // The product repacks the operand along the contiguous side of its result, so that should be the smaller one: sums are kept as (k, og) per group.
     let mut sums = Buffer::<f32>::stale(parts * w_len)?;
-    sums.par_chunks_mut(w_len).enumerate().try_for_each(|(part, sum)| -> Result<()> {
+    sums.par_chunks_mut(w_len).enumerate().try_each(|(part, sum)| -> Result<()> {
         let mut col = Buffer::<f32>::stale(k * images * p)?;
         let mut rows = Buffer::<f32>::stale(if images == 1 { 0 } else { og * images * p })?;
         for chunk in part * chunks_per_part..((part + 1) * chunks_per_part).min(chunks) {
@@ -365,7 +366,7 @@ pub fn backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvShape) -> 
     })?;
     let (total, others) = sums.split_at_mut(w_len);
     const PIECE: usize = 1 << 12;
-    total.par_chunks_mut(PIECE).enumerate().for_each(|(piece, total)| {
+    total.par_chunks_mut(PIECE).enumerate().each(|(piece, total)| {
         for other in others.chunks_exact(w_len) {
             total.iter_mut().zip(&other[piece * PIECE..]).for_each(|(t, v)| *t += v);
         }
@@ -373,8 +374,8 @@ pub fn backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvShape) -> 
     // Back to (og, k), eight filters at a time so that each line of the sums is used whole.
     const FILTERS: usize = 8;
     let total = &*total;
-    dw.par_chunks_mut(og * k).zip(total.par_chunks(og * k)).for_each(|(dw, total)| {
-        dw.par_chunks_mut(FILTERS * k).enumerate().for_each(|(block, dw)| {
+    dw.par_chunks_mut(og * k).zip(total.par_chunks(og * k)).each(|(dw, total)| {
+        dw.par_chunks_mut(FILTERS * k).enumerate().each(|(block, dw)| {
             for (j, line) in total.chunks_exact(og).enumerate() {
                 for (o, dw) in dw.chunks_exact_mut(k).enumerate() {
                     dw[j] = line[block * FILTERS + o];

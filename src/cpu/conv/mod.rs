@@ -11,6 +11,7 @@ mod tiles;
 mod winograd;
 mod winograd_grad;
 
+use crate::cpu::parallel::Each;
 use crate::{Result, cpu::memory};
 use rayon::prelude::*;
 
@@ -170,7 +171,7 @@ pub fn conv2d_backward_bias(dy: &[f32], db: &mut [f32], n: usize, pixels: usize)
     // One row of sums per fixed part, added up in order.
     let part_len = BIAS_PART * o * pixels;
     let mut sums = memory::filled(dy.len().div_ceil(part_len) * o, 0.0f64)?;
-    sums.par_chunks_mut(o).zip(dy.par_chunks(part_len)).for_each(|(sums, part)| {
+    sums.par_chunks_mut(o).zip(dy.par_chunks(part_len)).each(|(sums, part)| {
         for image in part.chunks_exact(o * pixels) {
             for (sum, plane) in sums.iter_mut().zip(image.chunks_exact(pixels)) {
                 *sum += crate::cpu::elementwise::sum(plane) as f64;

@@ -7,6 +7,7 @@ use crate::Result;
 use crate::cpu::buffers::Buffer;
 use crate::cpu::gemm::{Mat, MatMut, Threads, gemm};
 use crate::cpu::memory;
+use crate::cpu::parallel::Each;
 use rayon::prelude::*;
 
 /// The shape of the correlation behind the forward direction.
@@ -92,7 +93,7 @@ fn transform_filters<A: Bilinear<IN, MUL, OUT>, const IN: usize, const MUL: usiz
             task.push(rows);
         }
     }
-    tasks.par_iter_mut().enumerate().for_each(|(i, u)| filter_transform::<A, IN, MUL, OUT>(f, i * ROWS, u));
+    tasks.par_iter_mut().enumerate().each(|(i, u)| filter_transform::<A, IN, MUL, OUT>(f, i * ROWS, u));
 }
 
 fn correlate<A: Bilinear<IN, MUL, OUT>, const IN: usize, const MUL: usize, const OUT: usize>(
@@ -110,7 +111,7 @@ fn correlate<A: Bilinear<IN, MUL, OUT>, const IN: usize, const MUL: usize, const
     let (x_len, y_len) = (g.c * g.h * g.w, g.o * g.out_h * g.out_w);
     let (v_stride, m_stride) = (xi_stride(g.tiles(), cp), xi_stride(g.tiles(), op));
     let alone = g.n <= g.images;
-    y.par_chunks_mut(g.images * y_len).enumerate().try_for_each(|(group, y)| {
+    y.par_chunks_mut(g.images * y_len).enumerate().try_each(|(group, y)| {
         let x = &x[group * g.images * x_len..];
         let count = y.len() / y_len;
         let mut v = Buffer::<f32>::stale(products * v_stride)?;
@@ -129,7 +130,7 @@ fn correlate<A: Bilinear<IN, MUL, OUT>, const IN: usize, const MUL: usize, const
             };
             // With a single group the products are what can be shared out.
             if alone {
-                m.par_chunks_exact_mut(m_stride).enumerate().for_each(|(xi, m)| product(xi, m));
+                m.par_chunks_exact_mut(m_stride).enumerate().each(|(xi, m)| product(xi, m));
             } else {
                 m.chunks_exact_mut(m_stride).enumerate().for_each(|(xi, m)| product(xi, m));
             }
