@@ -30,7 +30,7 @@ pub enum Storage {
 /// assert_eq!(a.to_vec::<f32>()?, [1., 2., 3., 4., 5., 6.]);
 /// # Ok::<(), hadal::Error>(())
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Array {
     shape: Vec<usize>,
     dtype: DType,
@@ -254,6 +254,7 @@ impl Array {
     }
 
     /// The same elements on `ctx`; shares memory when already there.
+    #[doc(alias("to", "cuda", "as_in_context"))]
     pub fn to_context(&self, ctx: &Context) -> Result<Self> {
         if *ctx == self.context() {
             return Ok(self.clone());

@@ -265,11 +265,13 @@ pub(crate) fn with_flags<T>(recording: bool, training: bool, f: impl FnOnce() ->
 }
 
 /// Runs `f` in training mode with its operations on the tape.
+#[doc(alias("GradientTape", "enable_grad"))]
 pub fn record<T>(f: impl FnOnce() -> T) -> T {
     with_flags(true, true, f)
 }
 
 /// Runs `f` off the tape and in prediction mode, inside or outside of [`record`].
+#[doc(alias("no_grad", "stop_recording"))]
 pub fn pause<T>(f: impl FnOnce() -> T) -> T {
     with_flags(false, false, f)
 }
@@ -280,6 +282,7 @@ pub fn train_mode<T>(f: impl FnOnce() -> T) -> T {
 }
 
 /// Runs `f` in prediction mode, whether recorded or not.
+#[doc(alias("eval", "inference_mode"))]
 pub fn predict_mode<T>(f: impl FnOnce() -> T) -> T {
     with_flags(is_recording(), false, f)
 }
@@ -295,7 +298,6 @@ pub fn is_training() -> bool {
 }
 
 /// One recorded operation.
-#[derive(Debug)]
 pub(crate) struct Node {
     op: Arc<dyn Op>,
     /// Newer nodes have larger ids, so parents always have smaller ones.
@@ -308,7 +310,7 @@ pub(crate) struct Node {
 }
 
 /// Where an input of a node came from.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) enum Edge {
     /// A variable.
     Leaf(Tensor),
@@ -466,6 +468,11 @@ pub(crate) fn backward(edge: Option<Edge>, head: Array, ones: bool, retain: bool
 }
 
 impl Node {
+    /// The operation's name.
+    pub(crate) fn name(&self) -> &'static str {
+        self.op.name()
+    }
+
     /// One step of the backward walk: from the gradients of the outputs to those of the inputs.
     fn step(&self, slots: Vec<Option<Array>>, retain: bool, pending: &mut Pending) -> Result<()> {
         let mut place = self.saved.lock().unwrap_or_else(PoisonError::into_inner);

@@ -79,6 +79,7 @@ thread_local! {
 /// assert_eq!(a, Tensor::uniform(0.0, 1.0, &[4], &cpu())?.to_vec()?);
 /// # Ok::<(), hadal::Error>(())
 /// ```
+#[doc(alias = "manual_seed")]
 pub fn seed(seed: u64) {
     let mut program = PROGRAM.lock().unwrap_or_else(PoisonError::into_inner);
     *program = Program { seed, streams: 0 };

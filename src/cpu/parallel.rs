@@ -23,7 +23,7 @@ use rayon::{
     prelude::*,
 };
 
-use super::simd;
+use super::{opt_level, simd};
 use crate::{Result, autograd, precision, random};
 
 /// Below this many elements a loop stays on its thread.
@@ -38,7 +38,11 @@ const CHUNK: usize = 16 << 10;
 /// go on to use rayon's global pool, so that they find all cores even while the main thread waits for them.
 pub(crate) fn enlist() {
     thread_local!(static SEEN: Cell<bool> = const { Cell::new(false) });
-    if SEEN.replace(true) || std::thread::current().name() != Some("main") || rayon::current_thread_index().is_some() {
+    if SEEN.replace(true) {
+        return;
+    }
+    opt_level::warn();
+    if thread::current().name() != Some("main") || rayon::current_thread_index().is_some() {
         return;
     }
     // Without threads to start the global pool remains, which says so itself.

@@ -53,6 +53,7 @@ use crate::{Array, Context, DType, Error, Layout, Result, random};
 ///
 /// Threads: a capture concerns the thread that it runs on alone; others may use the device meanwhile, and capture too. A
 /// graph may be replayed from any thread, with that thread's random numbers.
+#[doc(alias = "CUDAGraph")]
 pub struct Graph {
     device: Arc<Device>,
     /// An address, since a driver's handle is a pointer. The lock makes a replay's calls follow one another.

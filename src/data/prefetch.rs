@@ -38,6 +38,7 @@ use crate::random::{Draw, Streams};
 /// assert_eq!(squares.collect::<hadal::Result<Vec<usize>>>()?, [0, 1, 4, 9, 16]);
 /// # Ok::<(), hadal::Error>(())
 /// ```
+#[doc(alias = "num_workers")]
 pub struct Prefetch<T> {
     shared: Arc<Shared<T>>,
     threads: Vec<JoinHandle<()>>,

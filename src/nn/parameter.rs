@@ -1,6 +1,9 @@
 //! A layer's parameter: values that may come later, when the first batch tells their shape.
 
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::{
+    fmt,
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
 
 use crate::{
     Array, Context, DType, Error, Layout, Result, Tensor,
@@ -28,16 +31,15 @@ pub enum Role {
 }
 
 /// A handle on one parameter; clones are the same parameter.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
+#[doc(alias = "register_parameter")]
 pub struct Parameter(Arc<Inner>);
 
-#[derive(Debug)]
 struct Inner {
     role: Role,
     state: RwLock<State>,
 }
 
-#[derive(Debug)]
 struct State {
     name: String,
     /// 0 where an extent is not known yet.
@@ -57,7 +59,7 @@ struct State {
 }
 
 /// First values to come.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 struct Pending {
     init: Arc<dyn Init>,
     context: Context,
@@ -182,7 +184,7 @@ impl Parameter {
         loop {
             let array = array.cast(dtype)?.to_context(ctx)?;
             let mut s = self.write();
-            s.fits(array.shape())?;
+            s.fits(array.shape(), FILE)?;
             if s.dtype == dtype {
                 s.shape = array.shape().to_vec();
                 s.value = Some(Tensor::new(array).attach_grad_with(s.grad_req));
@@ -196,7 +198,7 @@ impl Parameter {
 
     /// An error if an array of `shape` cannot be its value.
     pub(crate) fn check(&self, shape: &[usize]) -> Result<()> {
-        self.read().fits(shape)
+        self.read().fits(shape, FILE)
     }
 
     /// True if an optimizer changes it: neither frozen nor a running statistic.
@@ -262,7 +264,7 @@ impl Parameter {
                 return Ok(t.clone());
             }
             let pending = s.pending.clone().ok_or_else(|| s.missing())?;
-            s.fits(shape)?;
+            s.fits(shape, "the input needs")?;
             let (name, dtype) = (s.name.clone(), s.dtype);
             drop(s);
             // Without the lock: the initializer may be the user's, and tasks may want the parameter that this thread takes up
@@ -314,18 +316,42 @@ impl Parameter {
     }
 }
 
+/// Whose shape it is that [`State::fits`] speaks of.
+const FILE: &str = "the file has";
+
+/// A shape as far as it is known: `(10, ?)`.
+struct So<'a>(&'a [usize]);
+
+impl fmt::Display for So<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.0.contains(&0) {
+            return Display(self.0).fmt(f);
+        }
+        let extents: Vec<String> = self.0.iter().map(|&e| if e == 0 { "?".to_owned() } else { e.to_string() }).collect();
+        write!(f, "({}{})", extents.join(", "), if extents.len() == 1 { "," } else { "" })
+    }
+}
+
+impl fmt::Debug for Parameter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let s = self.read();
+        write!(f, "<Parameter {} {} {}>", s.name, So(&s.shape), s.dtype)
+    }
+}
+
 impl State {
-    fn fits(&self, shape: &[usize]) -> Result<()> {
+    /// An error unless `shape`, of what is `given`, can be this parameter's.
+    fn fits(&self, shape: &[usize], given: &str) -> Result<()> {
         if self.shape.len() == shape.len() && self.shape.iter().zip(shape).all(|(&own, &s)| own == 0 || own == s) {
             return Ok(());
         }
-        let reason = format!("its shape is {} (0 is not known yet), {} is asked for", Display(&self.shape), Display(shape));
+        let reason = format!("its shape is {}, {given} {}", So(&self.shape), Display(shape));
         Err(Error::Parameter { name: self.name.clone(), reason })
     }
 
     fn missing(&self) -> Error {
         let reason = match &self.pending {
-            Some(_) => format!("its shape {} is not known before the first forward pass", Display(&self.shape)),
+            Some(_) => format!("its shape {} is not known before the first forward pass", So(&self.shape)),
             None => "it has no values: call initialize (or load) first".to_owned(),
         };
         Error::Parameter { name: self.name.clone(), reason }

@@ -307,6 +307,7 @@ impl Tensor {
     /// assert_eq!(x.take(&rows, 0)?.to_vec()?, [4., 5., 0., 1., 4., 5.]);
     /// # Ok::<(), hadal::Error>(())
     /// ```
+    #[doc(alias("embedding", "index_select"))]
     pub fn take(&self, indices: &Tensor, axis: isize) -> Result<Tensor> {
         apply1(Take { axis: shape::axis("take", axis, self.rank())? }, &[self, indices])
     }
@@ -338,6 +339,7 @@ impl Tensor {
     /// assert_eq!(y_hat.pick(&y)?.to_vec()?, [0.1, 0.5]);
     /// # Ok::<(), hadal::Error>(())
     /// ```
+    #[doc(alias = "gather")]
     pub fn pick(&self, indices: &Tensor) -> Result<Tensor> {
         apply1(Pick, &[self, indices])
     }

@@ -363,6 +363,7 @@ impl Tensor {
     ///
     /// # Errors
     /// [`Error::Shape`] when the labels do not fit, on the CPU [`Error::Invalid`] for a label outside of 0..C.
+    #[doc(alias = "cross_entropy")]
     pub fn softmax_cross_entropy(&self, label: &Tensor) -> Result<Tensor> {
         apply1(SoftmaxCrossEntropy::default(), &[self, label])
     }

@@ -20,7 +20,7 @@ use crate::{
     Array, Context, Error, Result, Tensor,
     autograd::{Op, Saved, apply1},
     cpu::conv::ConvShape,
-    shape::{Display, checked_numel},
+    shape::checked_numel,
 };
 
 pub use block::{StemBlock, StemBlockInference};
@@ -104,12 +104,7 @@ impl Conv2d {
         }
         if c / groups != cg {
             let each = if groups == 1 { String::new() } else { format!(" in each of {groups} groups") };
-            return fail(format!(
-                "expects weight {} for input {}: input has {} channels{each}, weight takes {cg}",
-                Display(w),
-                Display(x),
-                c / groups
-            ));
+            return fail(format!("the input has {} channels{each}, the weight takes {cg}", c / groups));
         }
         if b.is_some_and(|b| b != [o]) {
             return fail(format!("the bias needs {o} elements, one for each output channel"));
