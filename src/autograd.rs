@@ -298,6 +298,7 @@ pub fn is_training() -> bool {
 }
 
 /// One recorded operation.
+#[cfg_attr(test, derive(Debug))]
 pub(crate) struct Node {
     op: Arc<dyn Op>,
     /// Newer nodes have larger ids, so parents always have smaller ones.
@@ -311,6 +312,7 @@ pub(crate) struct Node {
 
 /// Where an input of a node came from.
 #[derive(Clone)]
+#[cfg_attr(test, derive(Debug))]
 pub(crate) enum Edge {
     /// A variable.
     Leaf(Tensor),
