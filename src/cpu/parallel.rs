@@ -8,8 +8,8 @@
 //!
 //! - *No lock of ours is held while rayon is waited for*: such a task may want it, and the thread would wait for itself. Who holds one
 //!   that a task may want does so inside of [`alone`], where loops need nobody else.
-//! - *Nothing of the thread's own leaks into such a task*: recording, training mode, precision and the stream of random numbers are those
-//!   of the work that waits, and put aside.
+//! - *Nothing of the thread's own leaks into such a task*: recording, training mode, precision, the stream of random numbers, the trace of
+//!   a hybridized block and the capture of a CUDA graph are those of the work that waits, and put aside.
 
 use std::{
     cell::Cell,
@@ -24,7 +24,7 @@ use rayon::{
 };
 
 use super::{opt_level, simd};
-use crate::{Result, autograd, precision, random};
+use crate::{Result, autograd, cuda::capture, hybrid::trace, precision, random};
 
 /// Below this many elements a loop stays on its thread.
 pub(crate) const SERIAL: usize = 32 << 10;
@@ -76,6 +76,8 @@ pub(crate) struct Waiting {
     _flags: autograd::Flags,
     _precision: precision::Here,
     _draws: random::Aside,
+    _trace: trace::Aside,
+    _capture: capture::Aside,
 }
 
 impl Waiting {
@@ -84,6 +86,8 @@ impl Waiting {
             _flags: autograd::Flags::set(false, false),
             _precision: precision::Here::set(None),
             _draws: random::Aside::new(),
+            _trace: trace::Aside::new(),
+            _capture: capture::Aside::new(),
         }
     }
 }

@@ -216,15 +216,26 @@ pub(crate) fn before_replay(f: Before) {
     current(|c| c.before.push(f));
 }
 
+/// Gives the thread its capture back, also when what ran meanwhile panics.
+#[must_use]
+pub(crate) struct Aside(Option<Capture>);
+
+impl Aside {
+    /// Puts this thread's capture aside: what runs until the guard is dropped is no part of the graph.
+    pub(crate) fn new() -> Self {
+        Aside(exchange(None))
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        exchange(self.0.take());
+    }
+}
+
 /// Runs `f` as if this thread did not capture: its work is done now, and its memory is not the graph's to use again.
 pub(crate) fn outside<T>(f: impl FnOnce() -> T) -> T {
-    struct Back(Option<Capture>);
-    impl Drop for Back {
-        fn drop(&mut self) {
-            exchange(self.0.take());
-        }
-    }
-    let _back = Back(exchange(None));
+    let _aside = Aside::new();
     f()
 }
 
