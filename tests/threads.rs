@@ -57,7 +57,7 @@ fn one_tensor_is_written_and_read_by_many_tasks() {
             0 => shared.array().cast(DType::F16)?.len(),
             1 => shared.square()?.size(),
             2 => shared.update(|a| a.add_assign(&Array::zeros(&[N], DType::F32, &cpu())?)).map(|()| N)?,
-            _ => shared.write(&[0..N], &shared.detach()).map(|()| N)?,
+            _ => shared.write(std::slice::from_ref(&(0..N)), &shared.detach()).map(|()| N)?,
         };
         assert_eq!(y, N);
         // A value, not a mixture of two.
@@ -156,8 +156,8 @@ fn parameters_come_to_be_in_many_tasks() {
         let round = ROUND.fetch_add(1, Ordering::Relaxed);
         match i % 4 {
             0 => net.reinitialize(Pooled, &cpu())?,
-            1 => net.cast(if round % 2 == 0 { DType::F32 } else { DType::F64 })?,
-            2 => net.weight().set_grad_req(if round % 2 == 0 { GradReq::Write } else { GradReq::Add }),
+            1 => net.cast(if round.is_multiple_of(2) { DType::F32 } else { DType::F64 })?,
+            2 => net.weight().set_grad_req(if round.is_multiple_of(2) { GradReq::Write } else { GradReq::Add }),
             _ => {}
         }
         // Cast by another task meanwhile: an error that says so, and no wait.

@@ -3,7 +3,7 @@
 use std::{env, ffi::OsStr, path::Path, sync::Once};
 
 const MESSAGE: &str = "\
-hadal was compiled without optimisation, its CPU path takes many times as long. Run with `--release`, or add to Cargo.toml:
+hadal was compiled without optimisation, so its CPU path takes many times as long. Run with `--release`, or add to Cargo.toml:
 
 [profile.dev.package]
 hadal.opt-level = 3

@@ -4,7 +4,9 @@ use std::collections::HashSet;
 
 use super::{fuse, graph::Graph, trace};
 use crate::{
-    Array, DType, Error, Result, Tensor, autograd, check, cpu, init,
+    Array, DType, Error, Result, Tensor, autograd, check, cpu,
+    cpu::parallel::Waiting,
+    init,
     nn::{
         Activation, AvgPool2D, BatchNorm, Block, Conv2D, Dense, Dropout, Flatten, Forward, GlobalAvgPool2D, Hybridize, MaxPool2D,
         Sequential,
@@ -49,6 +51,36 @@ fn bn_relu_fires_where_nothing_else_reads_the_normalized_values() -> Result<()> 
         y.relu()?.mul(&y)
     };
     assert_eq!(ops(&x, &[], twice)?, ["batch_norm", "relu", "mul"], "two uses");
+    Ok(())
+}
+
+/// A thread that waits for the end of a loop may take up a task of the user's, which may compute, draw and trace.
+#[test]
+fn what_a_waiting_thread_takes_up_is_no_part_of_the_block() -> Result<()> {
+    let (x, net) = (input(&[2, 3], 1)?, Sequential::new().add(Dense::new(3)));
+    net.initialize(init::One, &cpu())?;
+    net.hybridize();
+    let graph = traced(&x, &[], || {
+        let y = x.relu()?;
+        let waiting = Waiting::new();
+        x.exp()?.sum(&[])?;
+        Tensor::uniform(0.0, 1.0, &[2], &cpu())?;
+        net.forward(&x)?;
+        drop(waiting);
+        y.tanh()
+    })?;
+    assert_eq!(names(&graph), ["relu", "tanh"]);
+    assert!(!trace::is_active());
+    // Also where that task panics.
+    let graph = traced(&x, &[], || {
+        let taken = std::panic::catch_unwind(|| {
+            let _waiting = Waiting::new();
+            panic!("on purpose");
+        });
+        assert!(taken.is_err());
+        x.tanh()
+    })?;
+    assert_eq!(names(&graph), ["tanh"]);
     Ok(())
 }
 
