@@ -38,7 +38,7 @@ mkdir -p "$work"
 flags="-std=c++17 -O2 -march=native -fPIC -fvisibility=hidden -fno-strict-aliasing -Wall -Wextra -g1 $HADAL_EMULATOR_FLAGS"
 case $(uname -m) in x86_64) flags="$flags -mno-red-zone" ;; esac
 both="compile translate real_nvrtc counts"
-cuda="fiber block registers cluster launch memory memcalls device stream graph module hooks ptx mbarrier bulk tensor_map wgmma $both"
+cuda="fiber block registers cards null cluster launch memory memcalls device stream graph module hooks ptx mbarrier bulk tensor_map wgmma $both"
 list=
 for f in $cuda nvrtc; do list="$list $here/src/$f.cpp"; done
 printf '%s\n' $list "$work/stubs.cpp" | xargs -P "$(nproc 2>/dev/null || echo 2)" -I{} sh -c \

@@ -4,11 +4,11 @@ set -e
 here=$(cd "$(dirname "$0")" && pwd)
 "$here/build.sh"
 build=${HADAL_EMULATOR_BUILD:-$here/build}
-for t in selftest hopper cluster planted; do
+for t in selftest hopper cluster layouts planted; do
     "${CXX:-g++}" -std=c++17 -O1 -Wall -Wextra -Wno-psabi -DHADAL_ROOT="\"$here/..\"" "$here/tests/$t.cpp" -o "$build/$t" -L"$build" -l:libcuda.so.1 -l:libnvrtc.so.12 -lpthread
 done
 failed=0
-for t in selftest hopper cluster; do
+for t in selftest hopper cluster layouts; do
     "$here/run" "$build/$t" || failed=1
 done
 # Mistakes in the asm of kernels/, which only the real NVRTC's PTX shows.

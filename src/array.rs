@@ -4,12 +4,12 @@ use std::{borrow::Cow, sync::Arc};
 
 use crate::{
     Context, CpuStorage, DType, Element, Error, Layout, Result,
-    cpu::buffers::Buffer,
+    cpu::{buffers::Buffer, memory},
     cuda::{self, DeviceBuffer, capture::Place},
     dtype::{Real, element_type},
     hybrid::trace,
     ops::number::Number,
-    shape::{Display, numel, strides},
+    shape::{Display, checked_numel, numel, strides},
 };
 
 /// Where the elements of an array are.
@@ -30,7 +30,7 @@ pub enum Storage {
 /// assert_eq!(a.to_vec::<f32>()?, [1., 2., 3., 4., 5., 6.]);
 /// # Ok::<(), hadal::Error>(())
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Array {
     shape: Vec<usize>,
     dtype: DType,
@@ -71,15 +71,25 @@ impl Array {
     pub fn zeros(shape: &[usize], dtype: DType, ctx: &Context) -> Result<Self> {
         let n = checked_numel("zeros", shape)?;
         match ctx {
-            Context::Cpu => {
-                room(n * dtype.size())?;
-                Ok(element_type!(dtype, T => Self::host(T::wrap(Buffer::zeros(n)), shape, dtype)))
-            }
+            Context::Cpu => Ok(element_type!(dtype, T => Self::host(T::wrap(Buffer::zeros(n)?), shape, dtype))),
             Context::Gpu(i) => {
                 let buffer = cuda::device(*i)?.alloc(n * dtype.size())?;
                 buffer.zero()?;
                 Ok(Self::device(buffer, shape, dtype))
             }
+        }
+    }
+
+    /// [`Array::zeros`] for what is only read: on a GPU small ones share their memory, so that nothing is filled.
+    pub(crate) fn shared_zeros(shape: &[usize], dtype: DType, ctx: &Context) -> Result<Self> {
+        const MOST: usize = 64 << 10;
+        let bytes = checked_numel("zeros", shape)? * dtype.size();
+        match ctx {
+            Context::Gpu(i) if bytes <= MOST => {
+                let storage = Storage::Cuda(cuda::device(*i)?.zeros(bytes)?);
+                Ok(Array { shape: shape.to_vec(), dtype, layout: Layout::RowMajor, storage, recorded: false })
+            }
+            _ => Self::zeros(shape, dtype, ctx),
         }
     }
 
@@ -110,10 +120,9 @@ impl Array {
     pub fn full(shape: &[usize], value: f64, dtype: DType, ctx: &Context) -> Result<Self> {
         let n = checked_numel("full", shape)?;
         match ctx {
-            Context::Cpu => {
-                room(n * dtype.size())?;
-                Ok(element_type!(dtype, T => Self::host(T::wrap(Buffer::full(n, <T as Element>::from_f64(value))), shape, dtype)))
-            }
+            Context::Cpu => Ok(
+                element_type!(dtype, T => Self::host(T::wrap(Buffer::full(n, <T as Element>::from_f64(value))?), shape, dtype)),
+            ),
             Context::Gpu(_) => {
                 let out = Self::uninit(shape, dtype, Layout::RowMajor, ctx)?;
                 crate::ops::create::fill(&out, value)?;
@@ -131,9 +140,14 @@ impl Array {
         if step == 0.0 || !n.is_finite() || n > 1e12 {
             return Err(Error::invalid("arange", format!("cannot go from {start} to {stop} by {step}")));
         }
+        // Below 2⁵³, where every integer is a double.
         let n = n.max(0.0) as usize;
+        let at = |i: i64| start + i as f64 * step;
         element_type!(dtype, T => {
-            Self::from_vec::<T>((0..n).map(|i| <T as Element>::from_f64(start + i as f64 * step)).collect(), &[n], ctx)
+            checked_numel("arange", &[n])?;
+            let mut data = memory::reserved::<T>(n)?;
+            data.extend((0..n as i64).map(|i| <T as Element>::from_f64(at(i))));
+            Self::from_vec(data, &[n], ctx)
         })
     }
 
@@ -195,20 +209,27 @@ impl Array {
             return Err(Error::DType { op: "to_vec", dtype: self.dtype, hint: "ask for the array's own type, or `cast` first" });
         }
         let host = self.to_layout(Layout::RowMajor)?.to_context(&Context::Cpu)?;
-        host.as_slice::<T>().map(<[T]>::to_vec)
+        host.as_slice::<T>().and_then(memory::copied)
     }
 
     /// The elements as doubles, whatever the dtype; for printing and tests.
     pub fn to_f64_vec(&self) -> Result<Vec<f64>> {
-        element_type!(self.dtype, T => Ok(self.to_vec::<T>()?.into_iter().map(Element::to_f64).collect()))
+        let host = self.to_layout(Layout::RowMajor)?.to_context(&Context::Cpu)?;
+        element_type!(self.dtype, T => memory::collected(host.as_slice::<T>()?.iter().map(|&x| Element::to_f64(x))))
+    }
+
+    /// The elements in row-major order, rounded to f32.
+    pub(crate) fn to_f32_vec(&self) -> Result<Vec<f32>> {
+        let host = self.to_layout(Layout::RowMajor)?.to_context(&Context::Cpu)?;
+        element_type!(self.dtype, T => memory::collected(host.as_slice::<T>()?.iter().map(|&x| Element::to_f64(x) as f32)))
     }
 
     /// The only element of a one-element array, as a double; waits for the device.
     pub fn item(&self) -> Result<f64> {
-        match self.to_f64_vec()?.as_slice() {
-            [x] => Ok(*x),
-            _ => Err(Error::shape("item", "one element is needed", &[&self.shape])),
+        if self.len() != 1 {
+            return Err(Error::shape("item", "one element is needed", &[&self.shape]));
         }
+        Ok(self.to_f64_vec()?[0])
     }
 
     /// The elements in memory order; host arrays only.
@@ -226,13 +247,14 @@ impl Array {
         let (dtype, err) = (self.dtype, self.not_on("as_mut_slice", Context::Cpu));
         match &mut self.storage {
             Storage::Cpu(s) => {
-                T::view_mut(s).ok_or(Error::DType { op: "as_mut_slice", dtype, hint: "ask for the array's own type" })
+                T::view_mut(s)?.ok_or(Error::DType { op: "as_mut_slice", dtype, hint: "ask for the array's own type" })
             }
             Storage::Cuda(_) => Err(err),
         }
     }
 
     /// The same elements on `ctx`; shares memory when already there.
+    #[doc(alias("to", "cuda", "as_in_context"))]
     pub fn to_context(&self, ctx: &Context) -> Result<Self> {
         if *ctx == self.context() {
             return Ok(self.clone());
@@ -242,7 +264,7 @@ impl Array {
                 Storage::Cuda(Arc::new(cuda::device(*i)?.upload(bytemuck::cast_slice(self.as_slice::<T>()?))?))
             }),
             (Storage::Cuda(b), Context::Cpu) => element_type!(self.dtype, T => {
-                let mut host = Buffer::<T>::stale(self.len());
+                let mut host = Buffer::<T>::stale(self.len())?;
                 b.download(bytemuck::cast_slice_mut(&mut host))?;
                 Storage::Cpu(T::wrap(host))
             }),
@@ -283,8 +305,7 @@ impl Array {
         let n = checked_numel("array", shape)?;
         let out = match ctx {
             Context::Cpu => {
-                room(n * dtype.size())?;
-                element_type!(dtype, T => Self::host(T::wrap(Buffer::stale(n)), shape, dtype))
+                element_type!(dtype, T => Self::host(T::wrap(Buffer::stale(n)?), shape, dtype))
             }
             Context::Gpu(i) => Self::device(cuda::device(*i)?.alloc(n * dtype.size())?, shape, dtype),
         };
@@ -330,16 +351,16 @@ impl Array {
     }
 
     /// A host array of `shape` and float type `dtype` from elements computed in `F` (halves are rounded to nearest).
-    pub(crate) fn from_real<F: Real>(data: Buffer<F>, shape: &[usize], dtype: DType) -> Self {
+    pub(crate) fn from_real<F: Real>(data: Buffer<F>, shape: &[usize], dtype: DType) -> Result<Self> {
         if F::DTYPE == dtype {
-            return Self::host(F::wrap(data), shape, dtype);
+            return Ok(Self::host(F::wrap(data), shape, dtype));
         }
         element_type!(dtype, T => {
-            let mut out = Buffer::<T>::stale(data.len());
+            let mut out = Buffer::<T>::stale(data.len())?;
             for (o, x) in out.iter_mut().zip(data.iter()) {
                 *o = <T as Element>::from_f64(x.to_f64());
             }
-            Self::host(T::wrap(out), shape, dtype)
+            Ok(Self::host(T::wrap(out), shape, dtype))
         })
     }
 
@@ -347,7 +368,7 @@ impl Array {
     pub(crate) fn real<F: Real>(&self, op: &'static str) -> Result<Cow<'_, [F]>> {
         match &self.storage {
             Storage::Cpu(s) => {
-                F::read(s).ok_or(Error::DType { op, dtype: self.dtype, hint: "all operands need the same float type" })
+                F::read(s)?.ok_or(Error::DType { op, dtype: self.dtype, hint: "all operands need the same float type" })
             }
             Storage::Cuda(_) => Err(self.not_on(op, Context::Cpu)),
         }
@@ -490,21 +511,4 @@ impl Array {
 fn add_slices<T: Number>(a: &mut Array, b: &Array) -> Result<()> {
     crate::cpu::parallel::zip_assign(a.as_mut_slice::<T>()?, b.as_slice::<T>()?, |a, b| *a = a.plus(b));
     Ok(())
-}
-
-/// An error where the host has no room for that many bytes, rather than the end of the process.
-fn room(bytes: usize) -> Result<()> {
-    const LARGE: usize = 1 << 30;
-    if bytes < LARGE || Vec::<u8>::new().try_reserve_exact(bytes).is_ok() {
-        return Ok(());
-    }
-    let m = crate::cpu::buffers::stats();
-    Err(Error::OutOfMemory { context: Context::Cpu, requested: bytes, in_use: m.in_use, cached: m.cached, free: 0 })
-}
-
-/// The product of the extents, or an error when it does not fit the address space.
-fn checked_numel(op: &'static str, shape: &[usize]) -> Result<usize> {
-    let too_large = || Error::shape(op, "too many elements", &[shape]);
-    let n = shape.iter().try_fold(1usize, |a, &b| a.checked_mul(b)).ok_or_else(too_large)?;
-    if n > isize::MAX as usize / 8 { Err(too_large()) } else { Ok(n) }
 }

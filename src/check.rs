@@ -16,7 +16,7 @@ use crate::{
     autograd::{Op, Saved},
     cpu, cuda,
     random::{Draw, unit},
-    shape::Display,
+    shape::{Display, checked_numel},
 };
 
 /// A reproducible f64 array, uniform in (−1, 1) and nowhere near 0 (where kinks are), on the CPU.
@@ -31,7 +31,7 @@ pub fn random(shape: &[usize], seed: u64) -> Result<Array> {
 
 /// A reproducible f64 array, uniform in `lo..hi`, on the CPU.
 pub fn random_in(shape: &[usize], seed: u64, lo: f64, hi: f64) -> Result<Array> {
-    let mut v = vec![0.0; shape.iter().product()];
+    let mut v = crate::cpu::memory::filled(checked_numel("random", shape)?, 0.0)?;
     let len = v.len();
     Draw { seed, number: 0 }.words(0, len, |i, w| v[i] = lo + (hi - lo) * f64::from(unit(w)));
     Array::from_vec(v, shape, &cpu())
@@ -40,7 +40,8 @@ pub fn random_in(shape: &[usize], seed: u64, lo: f64, hi: f64) -> Result<Array> 
 /// A reproducible i64 array of indices in `0..bound`, on the CPU.
 pub fn random_indices(shape: &[usize], seed: u64, bound: usize) -> Result<Array> {
     let v = random_in(shape, seed, 0.0, bound as f64)?.to_vec::<f64>()?;
-    Array::from_vec(v.into_iter().map(|x| (x as i64).min(bound as i64 - 1)).collect::<Vec<i64>>(), shape, &cpu())
+    let last = i64::try_from(bound).map_or(i64::MAX, |b| b - 1);
+    Array::from_vec(crate::cpu::memory::collected(v.into_iter().map(|x| (x as i64).min(last)))?, shape, &cpu())
 }
 
 /// How far two arrays are apart.
@@ -160,7 +161,7 @@ pub fn cast(a: &Array, dtype: DType) -> Result<Array> {
         return Ok(a.clone());
     }
     let a = a.to_layout(Layout::RowMajor)?;
-    Ok(Array::from_real(crate::cpu::buffers::Buffer::from_vec(a.to_f64_vec()?), a.shape(), dtype))
+    Array::from_real(crate::cpu::buffers::Buffer::from_vec(a.to_f64_vec()?), a.shape(), dtype)
 }
 
 /// Checks `backward` against central differences in double precision on the CPU.
@@ -192,7 +193,7 @@ pub fn gradients(op: &dyn Op, inputs: &[Array]) -> Result<()> {
     };
     for (i, x) in inputs.iter().enumerate().filter(|(_, x)| x.dtype().is_float()) {
         let values = x.to_vec::<f64>()?;
-        let mut numeric = Vec::with_capacity(values.len());
+        let mut numeric = crate::cpu::memory::reserved(values.len())?;
         for e in 0..values.len() {
             let moved = |by: f64| -> Result<f64> {
                 let mut v = values.clone();

@@ -8,7 +8,7 @@ use crate::{
     Error, Result,
     cpu::{
         buffers::{Buffer, Pooled},
-        math,
+        math, memory,
     },
 };
 
@@ -77,14 +77,15 @@ impl FromStr for DType {
     /// By the name that is printed: `f32`, `bf16`, …
     fn from_str(name: &str) -> Result<Self> {
         let all = [DType::F32, DType::F64, DType::F16, DType::BF16, DType::U8, DType::I64];
+        let known = all.map(|d| d.to_string());
         all.into_iter()
             .find(|d| d.to_string() == name)
-            .ok_or_else(|| Error::invalid("dtype", format!("there is no dtype {name:?}")))
+            .ok_or_else(|| Error::invalid("dtype", format!("{name:?} is none of {}", known.join(", "))))
     }
 }
 
 /// Host memory of an array, shared by reference count and copied when a shared one is written.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[allow(missing_docs)]
 pub enum CpuStorage {
     F32(Arc<Buffer<f32>>),
@@ -93,6 +94,20 @@ pub enum CpuStorage {
     BF16(Arc<Buffer<bf16>>),
     U8(Arc<Buffer<u8>>),
     I64(Arc<Buffer<i64>>),
+}
+
+impl fmt::Debug for CpuStorage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (dtype, len) = match self {
+            CpuStorage::F32(b) => (DType::F32, b.len()),
+            CpuStorage::F64(b) => (DType::F64, b.len()),
+            CpuStorage::F16(b) => (DType::F16, b.len()),
+            CpuStorage::BF16(b) => (DType::BF16, b.len()),
+            CpuStorage::U8(b) => (DType::U8, b.len()),
+            CpuStorage::I64(b) => (DType::I64, b.len()),
+        };
+        write!(f, "{dtype}[{len}]")
+    }
 }
 
 /// A Rust type that arrays can hold: `f32`, `f64`, `f16`, `bf16`, `u8`, `i64`.
@@ -108,7 +123,7 @@ pub trait Element: bytemuck::Pod + Pooled + PartialEq + PartialOrd + fmt::Debug 
     #[doc(hidden)]
     fn view(storage: &CpuStorage) -> Option<&[Self]>;
     #[doc(hidden)]
-    fn view_mut(storage: &mut CpuStorage) -> Option<&mut [Self]>;
+    fn view_mut(storage: &mut CpuStorage) -> Result<Option<&mut [Self]>>;
 }
 
 mod private {
@@ -135,12 +150,13 @@ macro_rules! element {
                     _ => None,
                 }
             }
-            fn view_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
-                match storage {
-                    // Copy on write: nobody else who holds this memory sees the change.
-                    CpuStorage::$tag(b) => Some(&mut **Arc::make_mut(b)),
-                    _ => None,
+            fn view_mut(storage: &mut CpuStorage) -> Result<Option<&mut [Self]>> {
+                let CpuStorage::$tag(b) = storage else { return Ok(None) };
+                // Copy on write: nobody else who holds this memory sees the change.
+                if Arc::get_mut(b).is_none() {
+                    *b = Arc::new(b.copy()?);
                 }
+                Ok(Arc::get_mut(b).map(|b| &mut **b))
             }
         }
     };
@@ -204,7 +220,7 @@ pub trait Real:
     /// True for NaN.
     fn is_nan(self) -> bool;
     /// Reads storage of this type, or of a half type widened to it.
-    fn read(storage: &CpuStorage) -> Option<Cow<'_, [Self]>>;
+    fn read(storage: &CpuStorage) -> Result<Option<Cow<'_, [Self]>>>;
 }
 
 macro_rules! real {
@@ -243,11 +259,12 @@ macro_rules! real {
             fn is_nan(self) -> bool {
                 <$t>::is_nan(self)
             }
-            fn read(storage: &CpuStorage) -> Option<Cow<'_, [Self]>> {
+            fn read(storage: &CpuStorage) -> Result<Option<Cow<'_, [Self]>>> {
+                let wide = |v| Ok(Some(Cow::Owned(v)));
                 match storage {
-                    CpuStorage::F16(b) => Some(b.iter().map(|x| x.to_f32() as $t).collect()),
-                    CpuStorage::BF16(b) => Some(b.iter().map(|x| x.to_f32() as $t).collect()),
-                    own => <$t>::view(own).map(Cow::Borrowed),
+                    CpuStorage::F16(b) => wide(memory::collected(b.iter().map(|x| x.to_f32() as $t))?),
+                    CpuStorage::BF16(b) => wide(memory::collected(b.iter().map(|x| x.to_f32() as $t))?),
+                    own => Ok(<$t>::view(own).map(Cow::Borrowed)),
                 }
             }
         }

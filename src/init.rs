@@ -16,8 +16,9 @@ use std::fmt::Debug;
 
 use crate::{
     Result,
-    cpu::parallel::chunks,
+    cpu::{memory, parallel::chunks},
     random::{next_draw, unit},
+    shape::checked_numel,
 };
 
 /// Gives a parameter its first values.
@@ -99,8 +100,9 @@ pub enum Fan {
 impl Fan {
     /// n for a weight: extents beyond the first two count for both sides.
     fn of(self, shape: &[usize]) -> f64 {
-        let field: usize = shape.iter().skip(2).product();
-        let n = |i: usize| (shape.get(i).copied().unwrap_or(1) * field) as f64;
+        // As doubles, which do not overflow.
+        let field: f64 = shape.iter().skip(2).map(|&e| e as f64).product();
+        let n = |i: usize| shape.get(i).map_or(1.0, |&e| e as f64) * field;
         match self {
             Fan::In => n(1),
             Fan::Out => n(0),
@@ -114,6 +116,7 @@ impl Fan {
 /// The uniform form is Gluon's default, U(±√(6/(n_in + n_out))). The gaussian form has σ² = 2/(n_in + n_out) as the
 /// book's text has it; MXNet's own gaussian option has three times that variance.
 #[derive(Clone, Copy, Debug, Default)]
+#[doc(alias = "Glorot")]
 pub struct Xavier {
     gaussian: bool,
     fan: Fan,
@@ -140,6 +143,7 @@ impl Xavier {
 
 /// N(0, 2 / ((1 + a²) n)) for nets of (leaky) relus with slope a (He et al. 2015); n = n_in by default.
 #[derive(Clone, Copy, Debug, Default)]
+#[doc(alias("Kaiming", "He"))]
 pub struct Msra {
     slope: f64,
     fan: Option<Fan>,
@@ -183,18 +187,18 @@ pub fn from_fn(f: impl Fn(&[usize]) -> Result<Vec<f32>> + Send + Sync + 'static)
     Function(f)
 }
 
-fn count(shape: &[usize]) -> usize {
-    shape.iter().product()
+fn count(shape: &[usize]) -> Result<usize> {
+    checked_numel("initializer", shape)
 }
 
-fn uniform(shape: &[usize], a: f64) -> Vec<f32> {
-    let (draw, mut v, a) = (next_draw(), vec![0.0; count(shape)], a as f32);
+fn uniform(shape: &[usize], a: f64) -> Result<Vec<f32>> {
+    let (mut v, draw, a) = (memory::filled(count(shape)?, 0.0)?, next_draw(), a as f32);
     chunks(&mut v, |start, v| draw.words(start, v.len(), |i, w| v[i] = (2.0 * unit(w) - 1.0) * a));
-    v
+    Ok(v)
 }
 
-fn normal(shape: &[usize], sigma: f64) -> Vec<f32> {
-    let (draw, mut v) = (next_draw(), vec![0.0; count(shape)]);
+fn normal(shape: &[usize], sigma: f64) -> Result<Vec<f32>> {
+    let (mut v, draw) = (memory::filled(count(shape)?, 0.0f32)?, next_draw());
     // Chunks begin at even places, and so with a pair.
     chunks(&mut v, |start, v| {
         for (i, v) in v.chunks_mut(2).enumerate() {
@@ -202,12 +206,12 @@ fn normal(shape: &[usize], sigma: f64) -> Vec<f32> {
             v.iter_mut().zip(pair).for_each(|(v, x)| *v = x * sigma as f32);
         }
     });
-    v
+    Ok(v)
 }
 
 impl Init for Constant {
     fn values(&self, shape: &[usize]) -> Result<Vec<f32>> {
-        Ok(vec![self.0 as f32; count(shape)])
+        memory::filled(count(shape)?, self.0 as f32)
     }
 }
 
@@ -225,35 +229,37 @@ impl Init for One {
 
 impl Init for Uniform {
     fn values(&self, shape: &[usize]) -> Result<Vec<f32>> {
-        Ok(uniform(shape, self.0))
+        uniform(shape, self.0)
     }
 }
 
 impl Init for Normal {
     fn values(&self, shape: &[usize]) -> Result<Vec<f32>> {
-        Ok(normal(shape, self.0))
+        normal(shape, self.0)
     }
 }
 
 impl Init for TruncatedNormal {
     fn values(&self, shape: &[usize]) -> Result<Vec<f32>> {
-        let (draw, n, sigma) = (next_draw(), count(shape), self.0 as f32);
+        let n = count(shape)?;
+        let (mut v, draw, sigma) = (memory::reserved(n)?, next_draw(), self.0 as f32);
         let normals = (0..).flat_map(|pair| draw.normal_pair(pair));
-        Ok(normals.filter(|x| x.abs() <= 2.0).take(n).map(|x| x * sigma).collect())
+        v.extend(normals.filter(|x| x.abs() <= 2.0).take(n).map(|x| x * sigma));
+        Ok(v)
     }
 }
 
 impl Init for Xavier {
     fn values(&self, shape: &[usize]) -> Result<Vec<f32>> {
         let n = self.fan.of(shape).max(1.0);
-        Ok(if self.gaussian { normal(shape, (1.0 / n).sqrt()) } else { uniform(shape, (3.0 / n).sqrt()) })
+        if self.gaussian { normal(shape, (1.0 / n).sqrt()) } else { uniform(shape, (3.0 / n).sqrt()) }
     }
 }
 
 impl Init for Msra {
     fn values(&self, shape: &[usize]) -> Result<Vec<f32>> {
         let n = self.fan.unwrap_or(Fan::In).of(shape).max(1.0);
-        Ok(normal(shape, (2.0 / ((1.0 + self.slope * self.slope) * n)).sqrt()))
+        normal(shape, (2.0 / ((1.0 + self.slope * self.slope) * n)).sqrt())
     }
 }
 

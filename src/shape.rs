@@ -14,10 +14,25 @@ pub enum Layout {
     ChannelsLast,
 }
 
-/// Number of elements of `shape`, 1 for a scalar.
+/// The most elements that an array can have: with 8 bytes each they fill the address space.
+const MOST: usize = isize::MAX as usize / 8;
+
+/// Number of elements of `shape`, 1 for a scalar; `usize::MAX` when that is too small a type.
 pub fn numel(shape: &[usize]) -> usize {
-    // Beside an extent of 0 the others may be anything.
-    shape.iter().fold(1, |n, &e| n.saturating_mul(e))
+    if shape.contains(&0) { 0 } else { shape.iter().fold(1, |n, &e| n.saturating_mul(e)) }
+}
+
+/// Number of elements of the shape of an array: every array's shape has passed here.
+///
+/// The extents other than 0 are bounded, too, where another is 0. So no product of some of an array's extents overflows,
+/// and strides, planes and rows are multiplied without looking; only what attributes enlarge has to be checked again.
+///
+/// # Errors
+/// [`Error::Shape`] when the product of the extents, each counted as at least 1, exceeds the address space.
+pub(crate) fn checked_numel(op: &'static str, shape: &[usize]) -> Result<usize> {
+    let most = shape.iter().try_fold(1usize, |n, &e| n.checked_mul(e.max(1))).filter(|&n| n <= MOST);
+    let most = most.ok_or_else(|| Error::shape(op, "too many elements", &[shape]))?;
+    Ok(if shape.contains(&0) { 0 } else { most })
 }
 
 /// Element strides of `shape` in `layout`.
@@ -29,11 +44,11 @@ pub fn numel(shape: &[usize]) -> usize {
 /// ```
 pub fn strides(shape: &[usize], layout: Layout) -> Vec<usize> {
     if let (Layout::ChannelsLast, &[_, c, h, w]) = (layout, shape) {
-        return vec![h * w * c, 1, w * c, c];
+        let row = w.saturating_mul(c);
+        return vec![h.saturating_mul(row), 1, row, c];
     }
     let mut s = vec![1usize; shape.len()];
     for i in (1..shape.len()).rev() {
-        // Beside an extent of 0 the others may be anything.
         s[i - 1] = s[i].saturating_mul(shape[i]);
     }
     s
@@ -42,18 +57,20 @@ pub fn strides(shape: &[usize], layout: Layout) -> Vec<usize> {
 /// The shape that `a` and `b` broadcast to, by numpy's rule: aligned at the end, an extent of 1 stretches.
 ///
 /// # Errors
-/// [`Error::Shape`] when two extents differ and neither is 1.
+/// [`Error::Shape`] when two extents differ and neither is 1, or the result is too large for any memory.
 pub fn broadcast(op: &'static str, a: &[usize], b: &[usize]) -> Result<Vec<usize>> {
     let rank = a.len().max(b.len());
     let at = |s: &[usize], i: usize| if i + s.len() >= rank { s[i + s.len() - rank] } else { 1 };
-    (0..rank)
+    let joined = (0..rank)
         .map(|i| match (at(a, i), at(b, i)) {
             (x, y) if x == y => Ok(x),
             (1, y) => Ok(y),
             (x, 1) => Ok(x),
             _ => Err(Error::shape(op, "shapes do not broadcast", &[a, b])),
         })
-        .collect()
+        .collect::<Result<Vec<_>>>()?;
+    checked_numel(op, &joined)?;
+    Ok(joined)
 }
 
 /// Row-major strides of `shape` seen as `out` (which it broadcasts to): 0 where an axis is stretched.
@@ -68,11 +85,8 @@ pub fn broadcast_strides(shape: &[usize], out: &[usize]) -> Vec<usize> {
 /// # Errors
 /// [`Error::Invalid`] when it is outside `-rank..rank`.
 pub fn axis(op: &'static str, axis: isize, rank: usize) -> Result<usize> {
-    let a = if axis < 0 { axis + rank as isize } else { axis };
-    if a < 0 || a >= rank as isize {
-        return Err(Error::invalid(op, format!("axis {axis} is outside of {rank} dimensions")));
-    }
-    Ok(a as usize)
+    let a = if axis < 0 { rank.checked_sub(axis.unsigned_abs()) } else { Some(axis.unsigned_abs()) };
+    a.filter(|&a| a < rank).ok_or_else(|| Error::invalid(op, format!("axis {axis} is outside of {rank} dimensions")))
 }
 
 /// Sorted, distinct axes; an empty list means all of them.
@@ -120,9 +134,15 @@ mod tests {
     }
 
     #[test]
-    fn extents_beside_none_may_be_anything() {
+    fn the_extents_beside_a_0_are_bounded_too() {
         assert_eq!((numel(&[usize::MAX, 2, 0]), numel(&[0, usize::MAX, 2]), numel(&[])), (0, 0, 1));
-        assert_eq!(strides(&[2, usize::MAX, 2, 0], Layout::RowMajor), [0, 0, 0, 1]);
+        for shape in [&[usize::MAX, 2, 0][..], &[0, 1 << 62], &[1 << 31, 1 << 31], &[usize::MAX]] {
+            let e = checked_numel("zeros", shape).unwrap_err().to_string();
+            assert!(e.contains("too many elements"), "{shape:?}: {e}");
+        }
+        assert_eq!(checked_numel("zeros", &[0, 1 << 40]).unwrap(), 0);
+        assert_eq!(checked_numel("zeros", &[3, 1 << 40]).unwrap(), 3 << 40);
+        assert_eq!(checked_numel("zeros", &[]).unwrap(), 1);
     }
 
     #[test]

@@ -429,6 +429,11 @@ Result compile(const Source& s) {
     for (auto& e : s.expressions) all += e + "\n";
     for (auto& e : s.expressions) r.lowered.push_back({e, e});
     r.key = name_of(all);
+    if (mode() == Nothing) {
+        r.image = make_image("", "", "", real ? arch : 0);
+        r.ok = true;
+        return r;
+    }
     std::string path = cache_dir() + "/" + r.key + ".image";
     if (includes.empty() && read_file(path, &r.image) && r.image.size() > sizeof(Header) && image_size(r.image.data()) == r.image.size()) {
         r.ok = true;

@@ -1,4 +1,5 @@
-// What a process did, for $HADAL_EMU_COUNTS: a file to which each library appends one line when the process ends.
+// What a process did, for $HADAL_EMU_COUNTS: a file to which each library appends one line when the process ends, and in null mode one
+// at each synchronization: the difference of two is what was done between.
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -8,14 +9,14 @@
 #include "internal.h"
 
 static std::atomic<uint64_t> counted[Counts];
-static const char* const names[Counts] = {"translated", "kept", "launches"};
+static const char* const names[Counts] = {"translated", "kept", "launches", "memsets", "uploads", "downloads", "copies", "encodes", "attributes", "replays", "synchronizations"};
 
 // One write, so that the lines of several processes do not mix.
-static void write_line(const char* path) {
-    std::string line;
+static void write_line(const char* path, const char* head) {
+    std::string line = head;
     for (int i = 0; i < Counts; i++)
-        if (uint64_t n = counted[i].load()) line += (line.empty() ? "" : " ") + std::string(names[i]) + "=" + std::to_string(n);
-    if (line.empty()) return;
+        if (uint64_t n = counted[i].load()) line += " " + std::string(names[i]) + "=" + std::to_string(n);
+    if (line == head) return;
     line += "\n";
     int f = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
     if (f < 0) return;
@@ -25,8 +26,13 @@ static void write_line(const char* path) {
 void count(Count c) {
     static const char* const path = [] {
         const char* p = getenv("HADAL_EMU_COUNTS");
-        if (p && *p) atexit([] { write_line(getenv("HADAL_EMU_COUNTS")); });
+        if (p && *p) atexit([] { write_line(getenv("HADAL_EMU_COUNTS"), "end"); });
         return p && *p ? p : nullptr;
     }();
     if (path) counted[c].fetch_add(1, std::memory_order_relaxed);
+}
+void count_synchronization() {
+    count(Synchronizations);
+    const char* path = getenv("HADAL_EMU_COUNTS");
+    if (compiler::mode() == compiler::Nothing && path && *path) write_line(path, "sync");
 }

@@ -43,11 +43,8 @@ const Settings& settings() {
             s->cc_minor = dot ? atoi(dot + 1) : 0;
             if (!dot && s->cc_major >= 50) s->cc_minor = s->cc_major % 10, s->cc_major /= 10;
         }
-        int cc = s->cc_major * 10 + s->cc_minor;
-        s->multiprocessors = cc >= 100 ? 148 : cc >= 90 ? 132 : cc >= 80 ? 108 : 68;
-        unsigned kib = cc == 75 ? 64 : cc == 70 ? 96 : cc == 80 || cc == 87 ? 163 : cc < 90 || cc >= 120 ? 99 : 227;
-        s->max_shared = kib * 1024;
-        s->shared_per_sm = (kib + (cc < 80 ? 0 : 1)) * 1024;
+        take_capability(s);
+        if (auto v = env("HADAL_EMU_CARD")) take_card(s, v);
         if (auto v = env("HADAL_EMU_SMS")) s->multiprocessors = atoi(v);
         if (auto v = env("HADAL_EMU_MEMORY")) s->memory = bytes_of(v);
         if (auto v = env("HADAL_EMU_THREADS")) s->threads = atoi(v);
@@ -55,6 +52,12 @@ const Settings& settings() {
         s->check = flag("HADAL_EMU_CHECK");
         s->race = flag("HADAL_EMU_RACE");
         s->stats = flag("HADAL_EMU_STATS");
+        if (auto v = env("HADAL_EMU_DRIVER")) {
+            const char* dot = strchr(v, '.');
+            s->driver = atoi(v) * 1000 + (dot ? atoi(dot + 1) * 10 : 0);
+        }
+        if (auto v = env("HADAL_EMU_POOLS")) s->pools = strcmp(v, "0") != 0;
+        s->late = flag("HADAL_EMU_LATE");
         return s;
     }();
     return *s;
@@ -102,7 +105,7 @@ EXPORT CUresult cuInit(unsigned flags) {
 }
 EXPORT CUresult cuDriverGetVersion(int* v) {
     if (!v) return CUDA_ERROR_INVALID_VALUE;
-    *v = 13000;
+    *v = settings().driver;
     return CUDA_SUCCESS;
 }
 EXPORT CUresult cuDeviceGet(CUdevice* out, int ordinal) {
@@ -118,7 +121,9 @@ EXPORT CUresult cuDeviceGetCount(int* n) {
 EXPORT CUresult cuDeviceGetName(char* name, int len, CUdevice dev) {
     DEVICE(d, dev);
     (void)d;
-    snprintf(name, (size_t)len, "hadal emulator");
+    // A kernel cache knows cards apart by name: what one mode compiled is of no use in another.
+    auto mode = compiler::mode();
+    snprintf(name, (size_t)len, "%s%s", settings().name, mode == compiler::FromPtx ? " (from PTX)" : mode == compiler::Nothing ? " (null)" : "");
     return CUDA_SUCCESS;
 }
 static CUresult uuid(unsigned char* out, CUdevice dev) {
@@ -164,14 +169,14 @@ EXPORT CUresult cuDeviceGetAttribute(int* v, int attribute, CUdevice dev) {
     case 10: *v = 32; break;
     case 11: *v = 0x7fffffff; break;
     case 12: case 82: *v = 65536; break;                                // registers per block, per multiprocessor
-    case 13: *v = 1755000; break;                                       // clock, kHz
+    case 13: *v = s.clock_khz; break;                                       // clock, kHz
     case 14: *v = 512; break;
     case 15: case 19: case 31: case 41: *v = 1; break;                  // overlap, mapped host memory, concurrency, one address space
     case 16: *v = s.multiprocessors; break;
     case 33: *v = d->ordinal + 1; break;
-    case 36: *v = 2619000; break;
-    case 37: *v = 5120; break;
-    case 38: *v = 50 << 20; break;                                      // L2
+    case 36: *v = s.memory_khz; break;
+    case 37: *v = s.bus_bits; break;
+    case 38: *v = (int)s.l2; break;                                      // L2
     case 39: *v = cc == 75 ? 1024 : (cc > 80 && cc < 90) || cc >= 120 ? 1536 : 2048; break;
     case 40: *v = 3; break;
     case 75: *v = s.cc_major; break;
@@ -181,7 +186,7 @@ EXPORT CUresult cuDeviceGetAttribute(int* v, int attribute, CUdevice dev) {
     case 97: *v = (int)s.max_shared; break;
     case 106: *v = cc == 75 ? 16 : (cc > 80 && cc < 90) || cc >= 120 ? 24 : 32; break;
     case 111: *v = cc >= 80 ? 1024 : 0; break;
-    case 115: *v = 1; break;                                            // memory pools
+    case 115: *v = s.pools; break;                                            // memory pools
     case 120: *v = s.cc_major >= 9; break;                              // clusters
     default: *v = 0;
     }
@@ -283,10 +288,13 @@ EXPORT CUresult cuCtxGetApiVersion(CUcontext, unsigned* v) {
     return CUDA_SUCCESS;
 }
 EXPORT CUresult cuCtxSynchronize() {
+    count_synchronization();
     ENTER();
     CUresult e = forbid_in_capture();
     if (e != CUDA_SUCCESS) return e;
-    // Execution is synchronous, so nothing is left to wait for: a moment to look whether anything was overwritten.
+    e = run_late();
+    if (e != CUDA_SUCCESS) return e;
+    // Nothing is left to wait for: a moment to look whether anything was overwritten.
     std::string report;
     if (!memory::check_canaries(&report)) {
         fprintf(stderr, "hadal emulator: %s (noticed at a synchronization; HADAL_EMU_CHECK=1 names the kernel)\n", report.c_str());

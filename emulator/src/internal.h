@@ -66,6 +66,9 @@ typedef int CUdevice;
 
 struct Settings {
     int devices = 1;
+    const char* name = "hadal emulator";
+    int clock_khz = 1755000, memory_khz = 2619000, bus_bits = 5120;
+    size_t l2 = 50 << 20;
     int cc_major = 9, cc_minor = 0;
     int multiprocessors = 132;
     size_t memory = 8ull << 30;
@@ -75,11 +78,18 @@ struct Settings {
     bool shuffle = false;
     uint64_t seed = 0;
     bool stats = false;
+    int driver = 13000;         // what cuDriverGetVersion answers
+    bool pools = true;          // stream-ordered memory
+    bool late = false;          // streams execute when somebody waits
     unsigned max_static_shared = 48 * 1024;
     unsigned max_shared = 227 * 1024;
     unsigned shared_per_sm = 228 * 1024;
     bool instrumented() const { return check || race; }
 };
+// What a card of this name has ($HADAL_EMU_CARD; cards.cpp); ends the program if there is none.
+void take_card(Settings* s, const char* name);
+// Shared memory and multiprocessors as usual for the capability.
+void take_capability(Settings* s);
 const Settings& settings();
 
 // ---- device, context (device.cpp)
@@ -149,6 +159,7 @@ bool check_canaries(std::string* report);            // false if something wrote
 void poison(uintptr_t p, size_t bytes);
 }
 
+struct Op;
 // ---- kernels and launches (module.cpp, launch.cpp, block.cpp)
 
 struct Dim { unsigned x, y, z; };
@@ -185,6 +196,7 @@ struct Launch {
 Dim cluster_of(const Launch& l);                     // the kernel's own, else the launch's
 CUresult validate_launch(const Launch& l);
 CUresult run_launch(Launch& l);
+bool run_nothing(Op& op, CUresult* r);               // in null mode (null.cpp); false: as in the others
 std::string line_of(void* pc);                       // file:line of a place in an instrumented kernel
 
 // The kernel that this host thread is running, for reports; null outside of one.
@@ -230,13 +242,21 @@ struct CUstream_st {
 CUstream stream_of(CUstream handle);     // null, legacy and per-thread handles too; null pointer if it is none
 CUresult enqueue(CUstream s, Op&& op, CUgraphNode* node = nullptr);
 CUresult execute(Op& op);
+// With HADAL_EMU_LATE: does what streams have not done yet. Every call that waits begins with it, or frees what the work may use.
+CUresult run_late();
 // Calls that a capture forbids (they might wait for the device): refuse, and spoil the capture as the driver does.
 CUresult forbid_in_capture();
 
 // ---- counts (counts.cpp; in both libraries)
 
-enum Count { Translated, Kept, Launches, Counts };      // programs from PTX: translated now, or found in the cache
+enum Count {
+    Translated, Kept,                                // programs from PTX: now, or found in the cache
+    Launches, Memsets, Uploads, Downloads, Copies,   // copies from the host, to it, and on the device
+    Encodes, Attributes, Replays, Synchronizations,
+    Counts
+};
 void count(Count c);
+void count_synchronization();                        // in null mode a line of all counts so far
 
 // ---- compiling (compile.cpp, translate.cpp; in both libraries)
 

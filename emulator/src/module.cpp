@@ -80,6 +80,14 @@ static CUresult load(CUmodule* out, const void* image) {
     // A cubin runs on devices of its own major version that are no older.
     unsigned arch = compiler::image_arch(image);
     if (arch && ((int)arch / 10 != settings().cc_major || (int)arch % 10 > settings().cc_minor)) return CUDA_ERROR_NO_BINARY_FOR_GPU;
+    if (compiler::mode() == compiler::Nothing) {
+        auto* m = new CUmod_st;
+        m->ctx = current_ctx;
+        std::lock_guard<std::mutex> g(modules_lock);
+        modules.push_back(m);
+        *out = m;
+        return CUDA_SUCCESS;
+    }
     std::string object, why;
     if (!compiler::object_of(std::string((const char*)image, size), &object, &why)) {
         fprintf(stderr, "hadal emulator: cannot load a module: %s\n", why.c_str());
@@ -144,6 +152,8 @@ EXPORT CUresult cuModuleLoad(CUmodule* m, const char* path) {
     return load(m, s.data());
 }
 EXPORT CUresult cuModuleUnload(CUmodule m) {
+    ENTER();
+    run_late();
     if (!m) return CUDA_ERROR_INVALID_HANDLE;
     std::lock_guard<std::mutex> g(modules_lock);
     auto it = std::find(modules.begin(), modules.end(), m);
@@ -152,18 +162,27 @@ EXPORT CUresult cuModuleUnload(CUmodule m) {
     if (settings().stats)
         for (auto& f : m->functions) retired.push_back({f->name, f->launches.load()});
     for (uintptr_t p : m->globals) memory::drop_range(p);
-    dlclose(m->handle);
+    if (m->handle) dlclose(m->handle);
     delete m;
     return CUDA_SUCCESS;
 }
 EXPORT CUresult cuModuleGetFunction(CUfunction* out, CUmodule m, const char* name) {
     ENTER();
     if (!m || !name) return CUDA_ERROR_INVALID_HANDLE;
+    std::unique_lock<std::mutex> g(modules_lock, std::defer_lock);
+    if (compiler::mode() == compiler::Nothing) g.lock();
     for (auto& f : m->functions)
         if (f->name == name) {
             *out = f.get();
             return CUDA_SUCCESS;
         }
+    if (compiler::mode() == compiler::Nothing) {
+        // Nothing was compiled, so it has what it is asked for.
+        m->functions.emplace_back(new CUfunc_st);
+        *out = m->functions.back().get();
+        (*out)->name = name, (*out)->module = m;
+        return CUDA_SUCCESS;
+    }
     return CUDA_ERROR_NOT_FOUND;
 }
 EXPORT CUresult cuModuleGetFunctionCount(unsigned* n, CUmodule m) { *n = (unsigned)m->functions.size(); return CUDA_SUCCESS; }
@@ -173,7 +192,7 @@ EXPORT CUresult cuModuleEnumerateFunctions(CUfunction* out, unsigned n, CUmodule
 }
 EXPORT CUresult cuModuleGetGlobal_v2(CUdeviceptr* p, size_t* bytes, CUmodule m, const char* name) {
     ENTER();
-    void* at = dlsym(m->handle, name);
+    void* at = m->handle ? dlsym(m->handle, name) : nullptr;
     Dl_info info;
     const ElfW(Sym)* sym = nullptr;
     if (!at || !dladdr1(at, &info, (void**)&sym, RTLD_DL_SYMENT) || !sym || (uintptr_t)at < m->low || (uintptr_t)at >= m->high) return CUDA_ERROR_NOT_FOUND;
@@ -205,10 +224,11 @@ EXPORT CUresult cuFuncGetAttribute(int* v, int attribute, CUfunction f) {
 EXPORT CUresult cuFuncSetAttribute(CUfunction f, int attribute, int v) {
     ENTER();
     if (!f) return CUDA_ERROR_INVALID_HANDLE;
+    count(Attributes);
     switch (attribute) {
     case 8:
         if (v < 0 || (unsigned)v + f->static_shared > settings().max_shared) return CUDA_ERROR_INVALID_VALUE;
-        f->max_dynamic_shared = std::max(48u * 1024, (unsigned)v);
+        f->max_dynamic_shared = (unsigned)v;        // the function's, for all threads: lowered as well as raised
         break;
     case 9: f->carveout = v; break;
     case 14: f->nonportable_cluster = v != 0; break;
@@ -224,6 +244,7 @@ EXPORT CUresult cuFuncGetName(const char** s, CUfunction f) { *s = f->name.c_str
 EXPORT CUresult cuFuncIsLoaded(int* state, CUfunction) { *state = 1; return CUDA_SUCCESS; }
 EXPORT CUresult cuFuncLoad(CUfunction) { return CUDA_SUCCESS; }
 EXPORT CUresult cuFuncGetParamInfo(CUfunction f, size_t i, size_t* offset, size_t* size) {
+    if (compiler::mode() == compiler::Nothing) return CUDA_ERROR_NOT_SUPPORTED;     // nothing was compiled
     if (!f || i >= f->nparams) return CUDA_ERROR_INVALID_VALUE;
     size_t at = 0;      // sizes are known, alignments are not: natural up to 8, as pointers and numbers have it
     for (size_t k = 0; k <= i; k++) {
@@ -246,6 +267,8 @@ static CUresult launch(CUfunction f, Dim g, Dim b, unsigned shared, CUstream h, 
     if (!s) return CUDA_ERROR_INVALID_HANDLE;
     if (extra) return CUDA_ERROR_NOT_SUPPORTED;
     if (f->nparams && !params) return CUDA_ERROR_INVALID_VALUE;
+    // The kernel and the stream are of the context that is current.
+    if (s->ctx != current_ctx || f->module->ctx != current_ctx) return CUDA_ERROR_INVALID_HANDLE;
     Launch l;
     l.fn = f, l.grid = g, l.block = b, l.cluster = cluster, l.dynamic_shared = shared;
     CUresult e = validate_launch(l);

@@ -73,7 +73,9 @@ static CUresult finish(const char* f, TensorMap& m, void* out) {
 
 EXPORT CUresult cuTensorMapEncodeTiled(void* out, int type, unsigned rank, void* address, const uint64_t* extent, const uint64_t* strides, const unsigned* box,
                                        const unsigned* steps, int interleave, int swizzle, int promotion, int fill) {
+    ENTER();
     const char* f = "cuTensorMapEncodeTiled";
+    count(Encodes);
     if (settings().cc_major < 9) return CUDA_ERROR_NOT_SUPPORTED;
     if (rank < 1 || rank > 5) return refuse(f, "the rank is not in 1..5");
     TensorMap m;
@@ -89,7 +91,9 @@ EXPORT CUresult cuTensorMapEncodeTiled(void* out, int type, unsigned rank, void*
 EXPORT CUresult cuTensorMapEncodeIm2col(void* out, int type, unsigned rank, void* address, const uint64_t* extent, const uint64_t* strides, const int* lower,
                                         const int* upper, unsigned channels, unsigned pixels, const unsigned* steps, int interleave, int swizzle, int promotion,
                                         int fill) {
+    ENTER();
     const char* f = "cuTensorMapEncodeIm2col";
+    count(Encodes);
     if (settings().cc_major < 9) return CUDA_ERROR_NOT_SUPPORTED;
     if (rank < 3 || rank > 5) return refuse(f, "the rank is not in 3..5");
     TensorMap m;

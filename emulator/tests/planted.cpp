@@ -63,10 +63,9 @@ static const Mistake mistakes[] = {
     {"the bytes of a source not told", R"(, 16, %2;")", R"(, 16;")",
      R"(cp_async_16(t + 16 * i, x + 4 * i, i < 16 ? 16 : 4); cp_async_commit(); cp_async_wait<0>(); __syncwarp();
         for (int j = 0; j < 4; ++j) y[4 * i + j] = ((float*)t)[4 * i + j];)", 32, [](int i) { return i < 64 || (i < 128 && i % 4 == 0) ? float(i) : 0.f; }},
-    {"no \"memory\" where shared memory is written", R"(                 __VA_ARGS__                                                                                              \
-                 : "memory");)", R"(                 __VA_ARGS__);)",
-     R"(((unsigned*)t)[i] = 0; ((unsigned*)t)[i + 32] = 0; __syncwarp(); unsigned before = ((unsigned*)t)[i];
-        unsigned r[2] = {(unsigned)i, (unsigned)i + 32}; stmatrix_x2(t + i % 16 * 16, r); y[i] = ((unsigned*)t)[i] + before;)", 32, [](int i) { return i < 32 ? float(i) : 0.f; }},
+    {"an accumulator that is written only", R"("+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]))", R"("=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3]))",
+     R"(float c = x[5], d[4] = {c, c, c, c}; unsigned a[4] = {bf(1), bf(2), bf(4), bf(8)}, b[2] = {bf(1), bf(16)};
+        mma_m16n8k16_bf16(d, a, b); y[i] = d[0];)", 32, [](int i) { return i < 32 ? 4 * (1.f + 4 * 16) + 5 : 0.f; }},
     {"a wait for the other parity", R"("r"(shared_address(bar)), "r"(parity))", R"("r"(shared_address(bar)), "r"(parity ^ 1))",
      R"(__shared__ u64 bar; if (i == 0) mbarrier_init(&bar, 1), fence_mbarrier_init(), mbarrier_arrive_expect(&bar, 128), bulk_load(t, x, 128, &bar);
         __syncthreads(); mbarrier_wait(&bar, 0); y[i] = ((float*)t)[i];)", 32, [](int i) { return i < 32 ? float(i) : 0.f; }},

@@ -50,6 +50,11 @@ impl ConvProblem {
         self.n * self.o * self.out_h() * self.out_w()
     }
 
+    /// Elements of one image's patches in a group, unrolled.
+    pub fn patches(&self) -> usize {
+        volume(&[self.c / self.groups, self.kernel[0], self.kernel[1], self.out_h(), self.out_w()])
+    }
+
     pub(crate) fn x_shape(&self) -> [usize; 4] {
         [self.n, self.c, self.h, self.w]
     }

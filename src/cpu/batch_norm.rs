@@ -4,7 +4,11 @@
 //! digits; the rare channel whose sample was far off (measured in its own standard deviations) makes the pass run again with the
 //! mean just found.
 
+use crate::cpu::parallel::Each;
 use rayon::prelude::*;
+
+use super::memory;
+use crate::Result;
 
 /// At most this many partial sums per channel.
 const PARTS: usize = 32;
@@ -47,31 +51,30 @@ pub(crate) struct Moments {
 }
 
 /// Sums K quantities per channel: `run(elements of an image, sums)`, in parts that depend on the shape only.
-fn channel_sums<const K: usize>(s: &NormShape, run: impl Fn(std::ops::Range<usize>, &mut [[f64; K]]) + Sync) -> Vec<[f64; K]> {
+fn channel_sums<const K: usize>(
+    s: &NormShape,
+    run: impl Fn(std::ops::Range<usize>, &mut [[f64; K]]) + Sync,
+) -> Result<Vec<[f64; K]>> {
     let image = s.c * s.inner;
-    let mut total = vec![[0.0; K]; s.c];
+    let mut total = memory::filled(s.c, [0.0; K])?;
     if s.is_empty() {
-        return total;
+        return Ok(total);
     }
     let per_part = s.n.div_ceil(PARTS).max((PIECE / image).max(1));
-    let parts: Vec<Vec<[f64; K]>> = (0..s.n.div_ceil(per_part))
-        .into_par_iter()
-        .map(|part| {
-            let mut sums = vec![[0.0; K]; s.c];
-            for n in part * per_part..((part + 1) * per_part).min(s.n) {
-                run(n * image..(n + 1) * image, &mut sums);
-            }
-            sums
-        })
-        .collect();
-    for part in parts {
+    let mut parts = memory::filled(s.n.div_ceil(per_part) * s.c, [0.0; K])?;
+    parts.par_chunks_mut(s.c).enumerate().each(|(part, sums)| {
+        for n in part * per_part..((part + 1) * per_part).min(s.n) {
+            run(n * image..(n + 1) * image, sums);
+        }
+    });
+    for part in parts.chunks_exact(s.c) {
         for (t, p) in total.iter_mut().zip(part) {
             for k in 0..K {
                 t[k] += p[k];
             }
         }
     }
-    total
+    Ok(total)
 }
 
 const LANES: usize = 16;
@@ -118,7 +121,7 @@ fn fold_lanes(lanes: [f32; LANES]) -> f32 {
 }
 
 /// Sums of x - shift and of its square.
-fn shifted_sums(x: &[f32], shift: &[f32], s: &NormShape) -> Vec<[f64; 2]> {
+fn shifted_sums(x: &[f32], shift: &[f32], s: &NormShape) -> Result<Vec<[f64; 2]>> {
     channel_sums(s, |range, sums| {
         let image = &x[range];
         if s.inner == 1 {
@@ -152,15 +155,15 @@ pub(crate) fn batch_norm_forward(
     eps: f64,
     y: &mut [f32],
     s: &NormShape,
-) -> Moments {
+) -> Result<Moments> {
     let count = s.count() as f64;
     let sample = |c: usize| {
         let mut sum = [0.0];
         lane_sums([&x[c * s.inner..(c + 1) * s.inner]], |[v]| [v], &mut sum);
         (sum[0] / s.inner as f64) as f32
     };
-    let mut shift: Vec<f32> = (0..s.c).map(sample).collect();
-    let mut sums = shifted_sums(x, &shift, s);
+    let mut shift = memory::collected((0..s.c).map(sample))?;
+    let mut sums = shifted_sums(x, &shift, s)?;
     let moments = |sum: &[f64; 2]| {
         let (offset, square) = (sum[0] / count, sum[1] / count);
         let var = square - offset * offset;
@@ -175,11 +178,11 @@ pub(crate) fn batch_norm_forward(
         for (shift, sum) in shift.iter_mut().zip(&sums) {
             *shift = (f64::from(*shift) + moments(sum).0) as f32;
         }
-        sums = shifted_sums(x, &shift, s);
+        sums = shifted_sums(x, &shift, s)?;
     }
-    let mut found = Moments::default();
+    let mut found = Moments { mean: memory::reserved(s.c)?, var: memory::reserved(s.c)? };
     // y = (x - shift) * scale + bias: x - shift is exact or nearly so, whatever the mean.
-    let mut affine = Vec::with_capacity(s.c);
+    let mut affine = memory::reserved(s.c)?;
     for c in 0..s.c {
         let (offset, var) = moments(&sums[c]);
         let scale = f64::from(gamma[c]) / (var + eps).sqrt();
@@ -188,7 +191,7 @@ pub(crate) fn batch_norm_forward(
         found.var.push(var as f32);
     }
     apply(x, behind, &affine, y, s);
-    found
+    Ok(found)
 }
 
 /// Normalises with given statistics.
@@ -199,10 +202,11 @@ pub(crate) fn batch_norm_inference(
     eps: f64,
     y: &mut [f32],
     s: &NormShape,
-) {
+) -> Result<()> {
     let scale = |c: usize| (f64::from(gamma[c]) / (f64::from(var[c]) + eps).sqrt()) as f32;
-    let affine: Vec<[f32; 3]> = (0..s.c).map(|c| [mean[c], scale(c), beta[c]]).collect();
+    let affine = memory::collected((0..s.c).map(|c| [mean[c], scale(c), beta[c]]))?;
     apply(x, behind, &affine, y, s);
+    Ok(())
 }
 
 /// y = (x - a) * b + c with [a, b, c] per channel, then what comes `behind`.
@@ -211,7 +215,7 @@ fn apply(x: &[f32], behind: Behind, affine: &[[f32; 3]], y: &mut [f32], s: &Norm
         return;
     }
     let piece = s.planes() * s.inner;
-    y.par_chunks_mut(piece).zip(x.par_chunks(piece)).enumerate().for_each(|(i, (y, x))| {
+    y.par_chunks_mut(piece).zip(x.par_chunks(piece)).enumerate().each(|(i, (y, x))| {
         let mut channel = i * s.planes() % s.c;
         for (k, (y, x)) in y.chunks_exact_mut(s.inner).zip(x.chunks_exact(s.inner)).enumerate() {
             let [a, b, c] = affine[channel];
@@ -252,7 +256,7 @@ fn masked(dy: f32, y: f32) -> f32 {
 }
 
 /// Sums of g, of g * (x - mean) and of x - mean per channel; g is dy, where `y` is given masked by it.
-pub(crate) fn products(x: &[f32], dy: &[f32], y: Option<&[f32]>, mean: &[f32], s: &NormShape) -> Vec<[f64; 3]> {
+pub(crate) fn products(x: &[f32], dy: &[f32], y: Option<&[f32]>, mean: &[f32], s: &NormShape) -> Result<Vec<[f64; 3]>> {
     channel_sums(s, |range, sums| {
         // Without a mask dy is its own, which is never looked at.
         let (x, dy, y, relu) = (&x[range.clone()], &dy[range.clone()], &y.unwrap_or(dy)[range], y.is_some());
@@ -309,8 +313,8 @@ pub(crate) fn combine(x: &[f32], dy: &[f32], y: Option<&[f32]>, affine: &[[f32; 
         }
     };
     if dr.is_empty() {
-        dx.par_chunks_mut(piece).enumerate().for_each(|(i, dx)| work(i, dx, &mut []));
+        dx.par_chunks_mut(piece).enumerate().each(|(i, dx)| work(i, dx, &mut []));
     } else {
-        dx.par_chunks_mut(piece).zip(dr.par_chunks_mut(piece)).enumerate().for_each(|(i, (dx, dr))| work(i, dx, dr));
+        dx.par_chunks_mut(piece).zip(dr.par_chunks_mut(piece)).enumerate().each(|(i, (dx, dr))| work(i, dx, dr));
     }
 }

@@ -1,6 +1,7 @@
 //! Host memory of arrays, recycled: a training step asks for the same sizes again and again, and fresh pages cost faults.
 //!
-//! A buffer goes back to the pool when the last array that shares it is dropped. Arrays and pool together never hold more
+//! All memory whose size follows from data is asked for through [`super::memory`], so that where there is none the caller gets an
+//! error. A buffer goes back to the pool when the last array that shares it is dropped. Arrays and pool together never hold more
 //! than 1.5 times what was in use at the peak; what has not been asked for longest is given back first.
 
 use std::{
@@ -11,14 +12,20 @@ use std::{
 
 use half::{bf16, f16};
 
-use crate::context::MemoryStats;
+use super::memory;
+use crate::{Result, context::MemoryStats};
 
 /// Below this many bytes the system's allocator is as good.
 const SMALL: usize = 32 << 10;
 
 /// A `Vec` that returns to the pool when dropped.
-#[derive(Debug)]
 pub struct Buffer<T: Pooled>(Vec<T>);
+
+impl<T: Pooled> std::fmt::Debug for Buffer<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Buffer of {}", self.0.len())
+    }
+}
 
 /// An element type with a pool of its own.
 pub trait Pooled: Copy + Default + Send + Sync + 'static {
@@ -110,37 +117,44 @@ fn lock<T: Pooled>() -> MutexGuard<'static, Pool<T>> {
 
 impl<T: Pooled> Buffer<T> {
     /// A buffer of `len` elements with **stale contents**: every element has to be written before it is read.
-    pub(crate) fn stale(len: usize) -> Self {
-        if len * size_of::<T>() < SMALL {
-            return Buffer(vec![T::default(); len]);
+    pub(crate) fn stale(len: usize) -> Result<Self> {
+        if len.saturating_mul(size_of::<T>()) < SMALL {
+            return memory::filled(len, T::default()).map(Buffer);
         }
-        let mut pool = lock::<T>();
-        let recycled = pool.take(len);
-        if recycled.is_none() {
-            pool.stats.system_allocations += 1;
-        }
-        let capacity = recycled.as_ref().map_or(len, Vec::capacity);
-        pool.account(capacity * size_of::<T>());
-        drop(pool);
-        match recycled {
+        let recycled = lock::<T>().take(len);
+        let vec = match recycled {
+            // Within its capacity.
             Some(mut vec) => {
                 vec.resize(len, T::default());
-                Buffer(vec)
+                vec
             }
-            None => Buffer(vec![T::default(); len]),
-        }
+            None => {
+                let vec = memory::filled(len, T::default())?;
+                lock::<T>().stats.system_allocations += 1;
+                vec
+            }
+        };
+        lock::<T>().account(vec.capacity() * size_of::<T>());
+        Ok(Buffer(vec))
     }
 
     /// A buffer of `len` zeros.
-    pub(crate) fn zeros(len: usize) -> Self {
+    pub(crate) fn zeros(len: usize) -> Result<Self> {
         Self::full(len, T::default())
     }
 
     /// A buffer of `len` copies of `value`.
-    pub(crate) fn full(len: usize, value: T) -> Self {
-        let mut b = Self::stale(len);
+    pub(crate) fn full(len: usize, value: T) -> Result<Self> {
+        let mut b = Self::stale(len)?;
         b.fill(value);
-        b
+        Ok(b)
+    }
+
+    /// The same elements in memory of their own.
+    pub(crate) fn copy(&self) -> Result<Self> {
+        let mut b = Self::stale(self.len())?;
+        b.copy_from_slice(self);
+        Ok(b)
     }
 
     /// Takes over a vector of the user's.
@@ -160,14 +174,6 @@ impl<T: Pooled> Drop for Buffer<T> {
         if bytes >= SMALL {
             lock::<T>().give(vec);
         }
-    }
-}
-
-impl<T: Pooled> Clone for Buffer<T> {
-    fn clone(&self) -> Self {
-        let mut b = Self::stale(self.len());
-        b.copy_from_slice(self);
-        b
     }
 }
 
@@ -202,6 +208,23 @@ pub(crate) fn stats() -> MemoryStats {
     })
 }
 
+/// Frees what all pools keep for later: when the system has no more memory.
+pub(crate) fn release() {
+    fn of<T: Pooled>() {
+        let mut pool = lock::<T>();
+        let free = std::mem::take(&mut pool.free);
+        pool.stats.cached = 0;
+        drop(pool);
+        drop(free);
+    }
+    of::<f32>();
+    of::<f64>();
+    of::<f16>();
+    of::<bf16>();
+    of::<u8>();
+    of::<i64>();
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -210,14 +233,14 @@ mod tests {
     fn a_dropped_buffer_is_used_again_and_the_footprint_stays() {
         // f16 is used by no other unit test, so the counters are ours alone.
         let len = 100_000;
-        drop(Buffer::<f16>::stale(len));
+        drop(Buffer::<f16>::stale(len).unwrap());
         let first = lock::<f16>().stats;
         for _ in 0..10 {
-            drop(Buffer::<f16>::stale(len));
+            drop(Buffer::<f16>::stale(len).unwrap());
         }
         let later = lock::<f16>().stats;
         assert_eq!(first.system_allocations, later.system_allocations);
-        let (_a, _b) = (Buffer::<f16>::stale(len * 2), Buffer::<f16>::stale(len));
+        let (_a, _b) = (Buffer::<f16>::stale(len * 2).unwrap(), Buffer::<f16>::stale(len).unwrap());
         let s = lock::<f16>().stats;
         assert!(s.in_use + s.cached <= s.peak + s.peak / 2, "{s:?}");
     }

@@ -3,8 +3,12 @@
 //! Rows are first split by phase, so that element `j * stride + p` of a padded row is element j of phase p: every tap of every window then reads a contiguous run,
 //! and the loops over a row of outputs vectorize for any stride.
 
+use crate::cpu::parallel::Each;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
+
+use super::memory;
+use crate::Result;
 
 /// The attributes of a pooling: x is (planes, h, w), y (planes, out_h, out_w).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +27,7 @@ pub struct PoolShape {
 }
 
 impl PoolShape {
-    pub fn validate(&self) -> Result<(), String> {
+    pub fn validate(&self) -> std::result::Result<(), String> {
         for (axis, size) in [self.h, self.w].into_iter().enumerate() {
             let (kernel, before, after) = (self.kernel[axis], self.padding[axis], self.padding[axis + 2]);
             if kernel == 0 || self.stride[axis] == 0 {
@@ -83,12 +87,17 @@ impl PoolShape {
     /// Elements of one phase of a row, padding included, and of all phases together.
     fn phase_len(&self) -> (usize, usize) {
         let len = self.out_w() + (self.kernel[1] - 1) / self.stride[1];
-        (len, len * self.stride[1].min(self.kernel[1]))
+        (len, len.saturating_mul(self.stride[1].min(self.kernel[1])))
     }
 
     /// Planes per task.
     fn per_task(&self) -> usize {
         ((1 << 14) / (self.h * self.w).max(1)).max(1)
+    }
+
+    /// Elements that a task splits a plane into.
+    pub fn scratch(&self) -> usize {
+        self.scratch_len().max(self.h.saturating_mul(self.phase_len().1))
     }
 
     fn is_global(&self) -> bool {
@@ -127,28 +136,30 @@ fn split_row(row: &[f32], s: &PoolShape, len: usize, fill: f32, phases: &mut [f3
 }
 
 /// y = the maximum of each window; `argmax`, if given, its place in the plane (h * w + w). The first of equals wins, and a NaN wins over everything.
-pub fn max_pool_forward(x: &[f32], y: &mut [f32], argmax: Option<&mut [i32]>, s: &PoolShape) {
+pub fn max_pool_forward(x: &[f32], y: &mut [f32], argmax: Option<&mut [i32]>, s: &PoolShape) -> Result<()> {
     s.check(x.len(), y.len());
     if y.is_empty() {
-        return;
+        return Ok(());
     }
     let (plane, p, tasks) = (s.h * s.w, s.out_h() * s.out_w(), s.per_task());
-    let run = |y: &mut [f32], places: &mut [i32], x: &[f32]| {
-        let mut scratch = vec![0.0; s.scratch_len()];
-        let mut place_row = vec![0; s.out_w().next_multiple_of(WIDEST)];
+    let run = |y: &mut [f32], places: &mut [i32], x: &[f32]| -> Result<()> {
+        let mut scratch = memory::filled(s.scratch_len(), 0.0)?;
+        let mut place_row = memory::filled(s.out_w().next_multiple_of(WIDEST), 0)?;
         for (i, (y, x)) in y.chunks_exact_mut(p).zip(x.chunks_exact(plane)).enumerate() {
             let places = if places.is_empty() { &mut [] } else { &mut places[i * p..(i + 1) * p] };
             crate::cpu::simd::dispatch(MaxPlane { x, y, places, scratch: &mut scratch, place_row: &mut place_row, s });
         }
+        Ok(())
     };
     match argmax {
         Some(argmax) => {
             assert_eq!(argmax.len(), y.len(), "max_pool: one place per output");
             let tasks = y.par_chunks_mut(tasks * p).zip(argmax.par_chunks_mut(tasks * p)).zip(x.par_chunks(tasks * plane));
-            tasks.for_each(|((y, places), x)| run(y, places, x));
+            tasks.try_each(|((y, places), x)| run(y, places, x))?;
         }
-        None => y.par_chunks_mut(tasks * p).zip(x.par_chunks(tasks * plane)).for_each(|(y, x)| run(y, &mut [], x)),
+        None => y.par_chunks_mut(tasks * p).zip(x.par_chunks(tasks * plane)).try_each(|(y, x)| run(y, &mut [], x))?,
     }
+    Ok(())
 }
 
 /// One plane; no places are recorded when `places` is empty.
@@ -173,7 +184,8 @@ impl PoolShape {
     }
 
     fn scratch_len(&self) -> usize {
-        self.h * self.wide_phase_len() * self.stride[1].min(self.kernel[1]) + self.out_w().next_multiple_of(WIDEST)
+        let phases = self.wide_phase_len().saturating_mul(self.stride[1].min(self.kernel[1]));
+        self.h.saturating_mul(phases).saturating_add(self.out_w().next_multiple_of(WIDEST))
     }
 }
 
@@ -233,7 +245,7 @@ pub fn max_pool_backward(dy: &[f32], argmax: &[i32], dx: &mut [f32], s: &PoolSha
         return;
     }
     let (plane, p, tasks) = (s.h * s.w, s.out_h() * s.out_w(), s.per_task());
-    dx.par_chunks_mut(tasks * plane).zip(dy.par_chunks(tasks * p)).zip(argmax.par_chunks(tasks * p)).for_each(
+    dx.par_chunks_mut(tasks * plane).zip(dy.par_chunks(tasks * p)).zip(argmax.par_chunks(tasks * p)).each(
         |((dx, dy), places)| {
             for ((dx, dy), places) in dx.chunks_exact_mut(plane).zip(dy.chunks_exact(p)).zip(places.chunks_exact(p)) {
                 dx.fill(0.0);
@@ -246,38 +258,36 @@ pub fn max_pool_backward(dy: &[f32], argmax: &[i32], dx: &mut [f32], s: &PoolSha
 }
 
 /// For each output column or row, one over the number of counted elements along that axis.
-fn counts(s: &PoolShape, axis: usize, size: usize, out: usize) -> Vec<f32> {
+fn counts(s: &PoolShape, axis: usize, size: usize, out: usize) -> Result<Vec<f32>> {
     let (before, after) = (s.padding[axis], s.padding[axis + 2]);
-    (0..out)
-        .map(|i| {
-            let start = i * s.stride[axis];
-            let end = (start + s.kernel[axis]).min(size + before + after);
-            let count = if s.count_include_pad { end - start } else { end.min(size + before) - start.max(before) };
-            count as f32
-        })
-        .collect()
+    memory::collected((0..out).map(|i| {
+        let start = i * s.stride[axis];
+        let end = (start + s.kernel[axis]).min(size + before + after);
+        let count = if s.count_include_pad { end - start } else { end.min(size + before) - start.max(before) };
+        count as f32
+    }))
 }
 
 /// y = the mean of each window.
-pub fn avg_pool_forward(x: &[f32], y: &mut [f32], s: &PoolShape) {
+pub fn avg_pool_forward(x: &[f32], y: &mut [f32], s: &PoolShape) -> Result<()> {
     s.check(x.len(), y.len());
     if y.is_empty() {
-        return;
+        return Ok(());
     }
     let (plane, p, tasks) = (s.h * s.w, s.out_h() * s.out_w(), s.per_task());
     let (len, row_len) = s.phase_len();
     let (ow, stride) = (s.out_w(), s.stride[1]);
     if s.is_global() {
-        y.par_chunks_mut(tasks).zip(x.par_chunks(tasks * plane)).for_each(|(y, x)| {
+        y.par_chunks_mut(tasks).zip(x.par_chunks(tasks * plane)).each(|(y, x)| {
             for (y, x) in y.iter_mut().zip(x.chunks_exact(plane)) {
                 *y = crate::cpu::elementwise::sum(x) / plane as f32;
             }
         });
-        return;
+        return Ok(());
     }
-    let (down, across) = (counts(s, 0, s.h, s.out_h()), counts(s, 1, s.w, ow));
-    y.par_chunks_mut(tasks * p).zip(x.par_chunks(tasks * plane)).for_each(|(y, x)| {
-        let mut phases = vec![0.0; s.h * row_len];
+    let (down, across) = (counts(s, 0, s.h, s.out_h())?, counts(s, 1, s.w, ow)?);
+    y.par_chunks_mut(tasks * p).zip(x.par_chunks(tasks * plane)).try_each(|(y, x)| {
+        let mut phases = memory::filled(s.h * row_len, 0.0)?;
         for (y, x) in y.chunks_exact_mut(p).zip(x.chunks_exact(plane)) {
             crate::cpu::simd::vectorized(|| {
                 for (row, phases) in x.chunks_exact(s.w).zip(phases.chunks_exact_mut(row_len)) {
@@ -295,27 +305,29 @@ pub fn avg_pool_forward(x: &[f32], y: &mut [f32], s: &PoolShape) {
                 }
             });
         }
-    });
+        Ok::<(), crate::Error>(())
+    })?;
+    Ok(())
 }
 
 /// dx = dy spread evenly over its window (overwritten).
-pub fn avg_pool_backward(dy: &[f32], dx: &mut [f32], s: &PoolShape) {
+pub fn avg_pool_backward(dy: &[f32], dx: &mut [f32], s: &PoolShape) -> Result<()> {
     s.check(dx.len(), dy.len());
     if dy.is_empty() {
         dx.fill(0.0);
-        return;
+        return Ok(());
     }
     let (plane, p, tasks) = (s.h * s.w, s.out_h() * s.out_w(), s.per_task());
     let (ow, stride, pad) = (s.out_w(), s.stride[1], s.padding[1]);
     if s.is_global() {
-        dx.par_chunks_mut(tasks * plane).zip(dy.par_chunks(tasks)).for_each(|(dx, dy)| {
+        dx.par_chunks_mut(tasks * plane).zip(dy.par_chunks(tasks)).each(|(dx, dy)| {
             dx.chunks_exact_mut(plane).zip(dy).for_each(|(dx, dy)| dx.fill(dy / plane as f32));
         });
-        return;
+        return Ok(());
     }
-    let (down, across) = (counts(s, 0, s.h, s.out_h()), counts(s, 1, s.w, ow));
-    dx.par_chunks_mut(tasks * plane).zip(dy.par_chunks(tasks * p)).for_each(|(dx, dy)| {
-        let mut share = vec![0.0; ow];
+    let (down, across) = (counts(s, 0, s.h, s.out_h())?, counts(s, 1, s.w, ow)?);
+    dx.par_chunks_mut(tasks * plane).zip(dy.par_chunks(tasks * p)).try_each(|(dx, dy)| {
+        let mut share = memory::filled(ow, 0.0)?;
         for (dx, dy) in dx.chunks_exact_mut(plane).zip(dy.chunks_exact(p)) {
             dx.fill(0.0);
             for (oy, dy) in dy.chunks_exact(ow).enumerate() {
@@ -334,5 +346,7 @@ pub fn avg_pool_backward(dy: &[f32], dx: &mut [f32], s: &PoolShape) {
                 }
             }
         }
-    });
+        Ok::<(), crate::Error>(())
+    })?;
+    Ok(())
 }

@@ -1,19 +1,23 @@
 //! The cache on disk. Compiled kernels: a process that starts with a warm cache compiles nothing.
 
-use std::{env, fs, path::PathBuf};
+use std::{fs, path::PathBuf};
 
 use super::kept;
-use crate::files;
+use crate::{
+    files,
+    settings::{self, Cache},
+};
 
 /// No cubin of ours comes near this size: what is larger is not read.
 const MOST_BYTES: u64 = 64 << 20;
 
 /// A folder of the cache: in `$HADAL_CACHE`, else the user's cache folder; `HADAL_CACHE=off` keeps none.
 pub(super) fn folder(name: &str) -> Option<PathBuf> {
-    match env::var_os("HADAL_CACHE") {
-        Some(v) if v == "off" => None,
-        Some(v) => Some(PathBuf::from(v).join(name)),
-        None => crate::user_cache().map(|c| c.join(name)),
+    // An unknown word was refused when the device was opened.
+    match settings::cache() {
+        Ok(Cache::At(path)) => Some(path.join(name)),
+        Ok(Cache::User) => crate::user_cache().map(|c| c.join(name)),
+        Ok(Cache::Off) | Err(_) => None,
     }
 }
 

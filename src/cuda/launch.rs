@@ -2,13 +2,13 @@
 
 use std::{ffi::c_void, sync::Arc};
 
-use cudarc::driver::{result, sys};
 use once_cell::sync::Lazy;
 
 use super::{
     backlog::Work,
     capture,
     device::Device,
+    driver::{Failure, Handle, checked},
     program::{Function, Program},
     source::{Define, Source},
     tensor_map::TensorMap,
@@ -16,7 +16,7 @@ use super::{
 use crate::{Array, Context, DType, Error, Result, Storage, random::Draw, shape::numel};
 
 /// `HADAL_SYNC=1` waits after each launch, so that a failing kernel is named.
-pub(super) static SYNC: Lazy<bool> = Lazy::new(|| std::env::var("HADAL_SYNC").is_ok_and(|v| v == "1"));
+pub(super) static SYNC: Lazy<bool> = Lazy::new(|| crate::settings::flag("HADAL_SYNC", false).unwrap_or(false));
 
 /// The `Index` of `kernels/common.cuh`: extents and strides by value, unused axes 1 and 0.
 #[repr(C)]
@@ -245,29 +245,24 @@ impl Queued {
     }
 
     /// Queues the kernel on the stream, whose context is current.
-    pub(super) fn run(mut self, device: &Device, stream: sys::CUstream) -> Result<()> {
+    pub(super) fn run(mut self, device: &Device, stream: Handle) -> Result<()> {
         if let Target::Pending(program) = &self.target {
             self.target = Target::Ready(program.function(device, self.name)?);
             self.takes()?;
         }
         let Target::Ready(function) = &self.target else { return Ok(()) };
-        let (function, shared_bytes) = (function.handle(), self.shared_bytes);
-        let fail = |e: &cudarc::driver::DriverError| device.failed(self.name, e);
-        if shared_bytes > 48 << 10 {
-            let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: the function belongs to a loaded module.
-            unsafe { result::function::set_function_attribute(function, attribute, shared_bytes as i32) }
-                .map_err(|e| fail(&e))?;
-        }
+        let fail = |e: Failure| device.failed(self.name, e);
+        function.allow_shared(device, self.shared_bytes).map_err(fail)?;
         let words = self.words.as_mut_ptr();
         // SAFETY: each argument begins inside `words`.
         let mut params: Vec<*mut c_void> = self.places.iter().map(|&(i, _)| unsafe { words.add(i) }.cast()).collect();
-        let dims = |d: [u32; 3]| (d[0], d[1], d[2]);
+        let ([gx, gy, gz], [x, y, z], shared) = (self.grid, self.block, self.shared_bytes);
+        let (params, none) = (params.as_mut_ptr(), std::ptr::null_mut());
         // SAFETY: the function is loaded on the current context; the driver copies the arguments during the call.
         // Their number and sizes are the kernel's (checked above where the driver tells); that their meaning is too is the
         // op's contract, which the parity test of each op checks. The arrays stay valid since blocks are handed on in stream order only.
-        unsafe { result::launch_kernel(function, dims(self.grid), dims(self.block), shared_bytes, stream, &mut params) }
-            .map_err(|e| fail(&e))?;
+        checked(unsafe { (device.api.cuLaunchKernel)(function.handle(), gx, gy, gz, x, y, z, shared, stream, params, none) })
+            .map_err(fail)?;
         if *SYNC && !capture::active() {
             device.synchronize().map_err(|e| match e {
                 Error::Cuda { context, reason, .. } => Error::Cuda { context, call: self.name.to_owned(), reason },

@@ -19,16 +19,15 @@ use std::{
     time::Instant,
 };
 
-use cudarc::driver::sys;
-
 pub(crate) use super::kept::Choice;
 use super::{
     KERNELS, cache, capture,
     device::Device,
+    driver,
     kept::{self, Table},
     nvrtc,
 };
-use crate::{Error, Result, files};
+use crate::{Result, files, settings};
 
 /// A file of choices that is longer than this is none of ours.
 const MOST_BYTES: u64 = 16 << 20;
@@ -41,12 +40,7 @@ pub(crate) struct Problem<'a> {
 }
 
 /// When candidates are timed.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Mode {
-    Off,
-    On,
-    Force,
-}
+pub(super) use crate::settings::Tune as Mode;
 
 thread_local! {
     /// True while this thread times: what runs then takes the model's plan.
@@ -63,18 +57,15 @@ thread_local! {
 }
 
 fn mode() -> Result<Mode> {
-    static MODE: OnceLock<Result<Mode, String>> = OnceLock::new();
+    static MODE: OnceLock<Mode> = OnceLock::new();
     #[cfg(test)]
     if let Some((mode, _)) = TEST.get() {
         return Ok(mode);
     }
-    let read = || match std::env::var("HADAL_TUNE").as_deref() {
-        Err(_) | Ok("off" | "0" | "") => Ok(Mode::Off),
-        Ok("on" | "1") => Ok(Mode::On),
-        Ok("force") => Ok(Mode::Force),
-        Ok(other) => Err(format!("`{other}` is none of off, on, force")),
-    };
-    MODE.get_or_init(read).clone().map_err(|reason| Error::invalid("HADAL_TUNE", reason))
+    match MODE.get() {
+        Some(mode) => Ok(*mode),
+        None => settings::tune().map(|mode| *MODE.get_or_init(|| mode)),
+    }
 }
 
 /// True when the model decides: then nothing needs to be prepared for [`choose`].
@@ -184,9 +175,7 @@ impl Problem<'_> {
         });
         let d = self.device;
         let nvrtc = nvrtc::compiler().map_or((0, 0), |c| c.version);
-        let mut driver = 0;
-        // SAFETY: the driver is loaded (there is a device), and the pointer is to a live local.
-        let _ = unsafe { sys::cuDriverGetVersion(&mut driver) };
+        let driver = driver::version().map_or(0, |(major, minor)| major * 1000 + minor * 10);
         let title = format!(
             "# hadal {} kernels {kernels}, {} with {} multiprocessors, driver {driver}, NVRTC {}.{}",
             env!("CARGO_PKG_VERSION"),

@@ -227,7 +227,7 @@ impl Options {
     /// fails; [`Error::Invalid`] where the options contradict each other. A network that cannot be reached is no error
     /// with [`Download::Auto`]: then [`FashionMnist::source`] is [`Source::Sample`] and says why.
     pub fn load_with(&self, progress: &mut dyn FnMut(&str, u64, u64)) -> Result<FashionMnist> {
-        self.load_from(&Places::of_this_machine(), &FILES, progress)
+        self.load_from(&Places::of_this_machine()?, &FILES, progress)
     }
 
     fn load_from(&self, places: &Places, files: &[FileSpec; 4], progress: &mut Progress<'_>) -> Result<FashionMnist> {
@@ -304,7 +304,7 @@ struct Places {
 }
 
 impl Places {
-    fn of_this_machine() -> Self {
+    fn of_this_machine() -> Result<Self> {
         let path = |name| env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
         let home = || path("HOME").or_else(|| path("USERPROFILE"));
         let cache = path("XDG_CACHE_HOME").filter(|p| p.is_absolute()).or_else(|| {
@@ -317,13 +317,13 @@ impl Places {
             }
         });
         let text = |name| env::var(name).ok().filter(|v| !v.is_empty());
-        Self {
+        Ok(Self {
             data: path("HADAL_DATA"),
             cache: cache.map(|c| c.join("hadal").join("fashion-mnist")),
             system: PathBuf::from(SYSTEM_FOLDER),
-            offline: text("HADAL_OFFLINE").is_some_and(|v| !matches!(v.as_str(), "0" | "false" | "no")),
+            offline: crate::settings::flag("HADAL_OFFLINE", false)?,
             url: text("HADAL_FASHION_MNIST_URL").unwrap_or_else(|| DEFAULT_URL.into()),
-        }
+        })
     }
 }
 

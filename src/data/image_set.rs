@@ -1,17 +1,26 @@
 //! Images with their labels on the host.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use super::resize::ResizePlan;
-use crate::error::{Error, Result};
+use crate::{
+    cpu::memory,
+    error::{Error, Result},
+};
 
 /// Real images with their labels on the host, shared cheaply.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct ImageSet {
     images: Arc<Vec<u8>>,
     labels: Arc<Vec<u8>>,
     rows: usize,
     cols: usize,
+}
+
+impl fmt::Debug for ImageSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "<ImageSet of {}, {}x{}>", self.len(), self.rows, self.cols)
+    }
 }
 
 impl ImageSet {
@@ -93,8 +102,8 @@ impl ImageSet {
     pub fn gather(&self, numbers: &[u32], resize: Option<&ResizePlan>) -> Result<(Vec<u8>, Vec<u8>)> {
         let invalid = |reason| Error::Invalid { op: "ImageSet::gather", reason };
         let size = self.rows * self.cols;
-        let mut pixels = Vec::with_capacity(numbers.len() * size);
-        let mut labels = Vec::with_capacity(numbers.len());
+        let mut pixels = memory::reserved(numbers.len().saturating_mul(size))?;
+        let mut labels = memory::reserved(numbers.len())?;
         for &i in numbers {
             let (image, label) = self.get(i as usize).ok_or_else(|| invalid(format!("image {i} of {} images", self.len())))?;
             pixels.extend_from_slice(image);
@@ -106,7 +115,7 @@ impl ImageSet {
             return Err(invalid(format!("images of {}x{}, a resize plan for {h}x{w}", self.rows, self.cols)));
         }
         let (oh, ow) = plan.target();
-        let mut resized = vec![0; numbers.len() * oh * ow];
+        let mut resized = memory::filled(numbers.len().saturating_mul(oh * ow), 0)?;
         plan.run(&pixels, &mut resized)?;
         Ok((resized, labels))
     }

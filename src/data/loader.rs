@@ -7,7 +7,10 @@ use std::{
 
 use super::{Batches, ImageSet, LastBatch, Position, Prefetch, ResizePlan, Sampler};
 use crate::{
-    Array, Context, DType, Element, Error, Layout, Result, Tensor, cpu::buffers::Buffer, cuda::Launch, dtype::element_type,
+    Array, Context, DType, Element, Error, Layout, Result, Tensor,
+    cpu::{buffers::Buffer, memory},
+    cuda::Launch,
+    dtype::element_type,
 };
 
 /// Images (N, 1, H, W) in [0, 1], f32 unless asked otherwise, and labels (N,) of type i64.
@@ -152,7 +155,8 @@ impl DataLoader {
             None => Err(Error::invalid("data", format!("there is no batch {i}"))),
         };
         // Two batches ahead for each worker keep the device busy without holding much memory.
-        Prefetch::new(remaining, self.workers, self.workers.max(1) * 2, make).map(|p| Epoch(Source::Host(p)))
+        Prefetch::without_draws(remaining, self.workers, self.workers.max(1).saturating_mul(2), make)
+            .map(|p| Epoch(Source::Host(p)))
     }
 }
 
@@ -166,11 +170,11 @@ impl Shared {
                 DType::F64 => T::from_f64(f64::from(byte) / 255.0),
                 _ => T::from_f64(f64::from(f32::from(byte) / 255.0)),
             }).collect();
-            let mut x = Buffer::<T>::stale(pixels.len());
+            let mut x = Buffer::<T>::stale(pixels.len())?;
             x.iter_mut().zip(&pixels).for_each(|(x, &byte)| *x = units[usize::from(byte)]);
             Array::host(T::wrap(x), &[numbers.len(), 1, h, w], self.dtype)
         });
-        let y = labels.into_iter().map(i64::from).collect::<Vec<i64>>();
+        let y = memory::collected(labels.into_iter().map(i64::from))?;
         Ok((Tensor::new(x), Tensor::from_vec(y, &[numbers.len()], &Context::Cpu)?))
     }
 
@@ -183,8 +187,8 @@ impl Shared {
         // Taps are four 32-bit numbers; they travel as bytes.
         let table: Vec<u8> = bytemuck::cast_slice(&self.plan.table()).to_vec();
         let device = [
-            Array::from_vec(images.to_vec(), &[images.len()], ctx)?,
-            Array::from_vec(labels.to_vec(), &[labels.len()], ctx)?,
+            Array::from_vec(memory::copied(images)?, &[images.len()], ctx)?,
+            Array::from_vec(memory::copied(labels)?, &[labels.len()], ctx)?,
             Array::from_vec(table.clone(), &[table.len()], ctx)?,
         ];
         Ok(self.device.get_or_init(|| device))
@@ -195,7 +199,7 @@ impl Shared {
         let n = numbers.len();
         let ((h, w), (oh, ow)) = (self.plan.source(), self.plan.target());
         let small = |v: usize| i32::try_from(v).map_err(|_| Error::invalid("data", format!("an extent of {v} is too large")));
-        let index = Array::from_vec(numbers.iter().map(|&i| i64::from(i)).collect::<Vec<i64>>(), &[n], &self.context)?;
+        let index = Array::from_vec(memory::collected(numbers.iter().map(|&i| i64::from(i)))?, &[n], &self.context)?;
         // The order that tensor cores read; with one channel the bytes are the same.
         let x = Array::uninit(&[n, 1, oh, ow], self.dtype, Layout::ChannelsLast, &self.context)?;
         let y = Array::uninit(&[n], DType::I64, Layout::RowMajor, &self.context)?;

@@ -8,7 +8,10 @@
 
 use std::ops::Range;
 
-use crate::error::{Error, Result};
+use crate::{
+    cpu::memory,
+    error::{Error, Result},
+};
 
 const INCREMENT: u64 = 0x9e37_79b9_7f4a_7c15;
 
@@ -64,8 +67,7 @@ pub fn permutation(n: usize, seed: u64, epoch: u64) -> Result<Vec<u32>> {
 
 fn in_order(n: usize) -> Result<Vec<u32>> {
     let count = u32::try_from(n).map_err(|_| invalid(format!("{n} samples; at most {} expected", u32::MAX)))?;
-    let mut order = Vec::new();
-    order.try_reserve_exact(n).map_err(|e| invalid(format!("{n} samples: {e}")))?;
+    let mut order = memory::reserved(n)?;
     order.extend(0..count);
     Ok(order)
 }
@@ -189,12 +191,18 @@ impl Sampler {
 }
 
 /// One epoch's batches as lists of sample numbers: an iterator that knows its place.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Batches {
     order: Vec<u32>,
     batch_size: usize,
     batches: usize,
     at: Position,
+}
+
+impl std::fmt::Debug for Batches {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "<Batches of {}, at {} of {} in epoch {}>", self.batch_size, self.at.batch, self.batches, self.at.epoch)
+    }
 }
 
 impl Batches {

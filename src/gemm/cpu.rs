@@ -9,8 +9,7 @@ use crate::{
         parallel,
     },
     dtype::{Element, Real, real_type},
-    ops::operands::countable,
-    shape::numel,
+    shape::{checked_numel, numel},
 };
 
 /// The offset of the `i`-th index of `extents` under `strides`.
@@ -37,9 +36,9 @@ impl Gemm {
         real_type!(op, dtype, F => {
             let (a, b) = (a.real::<F>(op)?, b.real::<F>(op)?);
             let bias = bias.map(|b| b.real::<F>(op)).transpose()?;
-            let mut y = Buffer::<F>::stale(countable(op, shape)?);
+            let mut y = Buffer::<F>::stale(checked_numel(op, shape)?)?;
             if y.is_empty() {
-                return Ok(Array::from_real(y, shape, dtype));
+                return Array::from_real(y, shape, dtype);
             }
             if F::DTYPE == DType::F32 {
                 let bias: Option<&[f32]> = bias.as_deref().map(bytemuck::cast_slice);
@@ -50,7 +49,7 @@ impl Gemm {
             if let Some(kind) = self.activation {
                 kind.assign(&mut y);
             }
-            Ok(Array::from_real(y, shape, dtype))
+            Array::from_real(y, shape, dtype)
         })
     }
 

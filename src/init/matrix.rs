@@ -1,11 +1,12 @@
 //! Initializers that look at a weight as a matrix, or as a window: [`Orthogonal`], [`Identity`], [`Bilinear`].
 
 use super::{Init, count, normal};
-use crate::{Error, Result};
+use crate::{Error, Result, cpu::memory};
 
 /// The rows and columns of a weight: its first extent, and the product of the others.
-fn as_matrix(shape: &[usize]) -> (usize, usize) {
-    (shape.first().copied().unwrap_or(1), shape.iter().skip(1).product())
+fn as_matrix(shape: &[usize]) -> Result<(usize, usize)> {
+    count(shape)?;
+    Ok((shape.first().copied().unwrap_or(1), shape.iter().skip(1).product()))
 }
 
 /// A matrix (first extent, product of the others) whose rows are orthogonal and of length `scale`; with more rows than columns
@@ -46,12 +47,12 @@ impl Orthogonal {
 
 impl Init for Orthogonal {
     fn values(&self, shape: &[usize]) -> Result<Vec<f32>> {
-        let (rows, cols) = as_matrix(shape);
+        let (rows, cols) = as_matrix(shape)?;
         let (n, len) = (rows.min(cols), rows.max(cols));
-        let mut q: Vec<f64> = normal(&[n, len], 1.0).into_iter().map(f64::from).collect();
+        let mut q = memory::collected(normal(&[n, len], 1.0)?.into_iter().map(f64::from))?;
         orthonormalize(&mut q, len)?;
         let at = |r: usize, c: usize| if rows <= cols { r * len + c } else { c * len + r };
-        let mut w = Vec::with_capacity(count(shape));
+        let mut w = memory::reserved(count(shape)?)?;
         for r in 0..rows {
             w.extend((0..cols).map(|c| (self.scale * q[at(r, c)]) as f32));
         }
@@ -104,9 +105,9 @@ impl Init for Identity {
         let [outputs, inputs, window @ ..] = shape else {
             return Err(Error::invalid("Identity", format!("a weight of {shape:?} has no diagonal")));
         };
+        let mut w = memory::filled(count(shape)?, 0.0)?;
         let field: usize = window.iter().product();
         let middle = window.iter().fold(0, |at, extent| at * extent + extent / 2);
-        let mut w = vec![0.0; count(shape)];
         for i in 0..*outputs.min(inputs) {
             if let Some(v) = w.get_mut((i * inputs + i) * field + middle) {
                 *v = 1.0;
@@ -138,7 +139,7 @@ impl Init for Bilinear {
         };
         let t = |i: usize, k: usize| 1.0 - (i as f64 - (k as f64 - 1.0) / 2.0).abs() / k.div_ceil(2) as f64;
         let at = |i: usize| (t(i / kw % kh, kh) * t(i % kw, kw)) as f32;
-        Ok((0..count(shape)).map(at).collect())
+        memory::collected((0..count(shape)?).map(at))
     }
 }
 
@@ -150,7 +151,7 @@ mod tests {
     fn orthogonal_rows_or_columns() {
         for shape in [&[5, 5][..], &[3, 7], &[7, 3], &[4, 2, 3, 3], &[20, 1, 2, 2], &[1, 1], &[6]] {
             let w = Orthogonal::new().scale(2.0).values(shape).unwrap();
-            let (rows, cols) = as_matrix(shape);
+            let (rows, cols) = as_matrix(shape).unwrap();
             let at = |r: usize, c: usize| f64::from(w[r * cols + c]);
             let (n, len) = (rows.min(cols), rows.max(cols));
             for a in 0..n {

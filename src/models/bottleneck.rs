@@ -35,13 +35,14 @@ crate::block! {
 impl Bottleneck {
     /// With a 1x1 convolution and batch-norm in the short cut where channels or size change; 4 · `channels` go out.
     pub fn new(channels: usize, use_1x1conv: bool, stride: usize) -> Self {
-        let project = || Sequential::new().add(Conv2D::new(4 * channels, 1).stride(stride).no_bias()).add(BatchNorm::new());
+        let project =
+            || Sequential::new().add(Conv2D::new(channels.saturating_mul(4), 1).stride(stride).no_bias()).add(BatchNorm::new());
         Bottleneck {
             conv1: Conv2D::new(channels, 1).no_bias(),
             bn1: BatchNorm::new(),
             conv2: Conv2D::new(channels, 3).padding(1).stride(stride).no_bias(),
             bn2: BatchNorm::new(),
-            conv3: Conv2D::new(4 * channels, 1).no_bias(),
+            conv3: Conv2D::new(channels.saturating_mul(4), 1).no_bias(),
             bn3: BatchNorm::new(),
             shortcut: use_1x1conv.then(project),
         }

@@ -17,7 +17,7 @@ pub fn bottleneck_conv_block(channels: usize) -> Sequential {
     Sequential::new()
         .add(BatchNorm::new())
         .add(Activation::relu())
-        .add(Conv2D::new(4 * channels, 1).no_bias())
+        .add(Conv2D::new(channels.saturating_mul(4), 1).no_bias())
         .add(BatchNorm::new())
         .add(Activation::relu())
         .add(Conv2D::new(channels, 3).padding(1).no_bias())

@@ -2,7 +2,7 @@
 
 use crate::{
     Array, Context, Layout, Result,
-    cpu::buffers::Buffer,
+    cpu::{buffers::Buffer, memory},
     cuda::Launch,
     dtype::{Element, real_type},
     gemm::split_k::{accumulator, split_k_reduce, splits},
@@ -13,15 +13,15 @@ pub(crate) fn column_sums(op: &'static str, x: &Array, rows: usize, cols: usize)
     if let Context::Cpu = x.context() {
         return real_type!(op, x.dtype(), F => {
             // In double precision, row after row: exact enough for any number of rows.
-            let mut sums = vec![0.0; cols];
+            let mut sums = memory::filled(cols, 0.0)?;
             if cols > 0 {
                 for row in x.real::<F>(op)?.chunks_exact(cols) {
                     sums.iter_mut().zip(row).for_each(|(s, v)| *s += v.to_f64());
                 }
             }
-            let mut y = Buffer::<F>::stale(cols);
+            let mut y = Buffer::<F>::stale(cols)?;
             y.iter_mut().zip(&sums).for_each(|(y, &s)| *y = F::from_f64(s));
-            Ok(Array::from_real(y, &[cols], x.dtype()))
+            Array::from_real(y, &[cols], x.dtype())
         });
     }
     let pack = 16 / x.dtype().size();

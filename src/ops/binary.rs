@@ -169,9 +169,9 @@ pub(crate) fn binary(kind: BinaryKind, a: &Array, b: &Array) -> Result<Array> {
     let walk = Walk::new(&shape, layout, [a, b]);
     match a.context() {
         Context::Cpu => number_type!(a.dtype(), T => {
-            let mut y = Buffer::<T>::stale(numel(&shape));
+            let mut y = Buffer::<T>::stale(numel(&shape))?;
             kind.compute(&mut y, &walk, &T::elements(a, kind.name())?, &T::elements(b, kind.name())?);
-            Ok(T::array(y, &shape, a.dtype()).with_layout(layout))
+            Ok(T::array(y, &shape, a.dtype())?.with_layout(layout))
         }),
         Context::Gpu(_) => {
             let y = Array::uninit(&shape, a.dtype(), layout, &a.context())?;
@@ -210,10 +210,10 @@ fn gradient(kind: BinaryKind, side: usize, dy: &Array, a: &Array, b: &Array) -> 
     match dy.context() {
         Context::Cpu => real_type!(kind.name(), dy.dtype(), F => {
             let op = kind.name();
-            let mut g = Buffer::<F>::stale(dy.len());
+            let mut g = Buffer::<F>::stale(dy.len())?;
             let operands = (&*dy.real::<F>(op)?, &*a.real::<F>(op)?, &*b.real::<F>(op)?);
             zip3(&mut g, &walk, operands, |dy, a, b| kind.gradient(dy, a, b, side));
-            Ok(Array::from_real(g, dy.shape(), dy.dtype()).with_layout(dy.layout()))
+            Ok(Array::from_real(g, dy.shape(), dy.dtype())?.with_layout(dy.layout()))
         }),
         Context::Gpu(_) => {
             let g = dy.uninit_like()?;

@@ -41,13 +41,13 @@ pub(crate) fn scalar(kind: BinaryKind, x: &Array, s: f64, flipped: bool) -> Resu
     match x.context() {
         Context::Cpu => number_type!(x.dtype(), T => {
             let (n, s) = (x.len(), [<T as crate::Element>::from_f64(s)]);
-            let mut y = Buffer::<T>::stale(n);
+            let mut y = Buffer::<T>::stale(n)?;
             let x_ = T::elements(x, kind.name())?;
             match flipped {
                 false => kind.compute(&mut y, &Walk::flat(n, [1, 0]), &x_, &s),
                 true => kind.compute(&mut y, &Walk::flat(n, [0, 1]), &s, &x_),
             }
-            Ok(T::array(y, x.shape(), x.dtype()).with_layout(x.layout()))
+            Ok(T::array(y, x.shape(), x.dtype())?.with_layout(x.layout()))
         }),
         Context::Gpu(_) => {
             let y = x.uninit_like()?;
@@ -104,13 +104,13 @@ impl BinaryScalar {
             Context::Cpu => real_type!(op, x.dtype(), F => {
                 let s = <F as crate::Element>::from_f64(self.scalar);
                 let (x_, dy) = (x.real::<F>(op)?, dy.real::<F>(op)?);
-                let mut dx = Buffer::<F>::stale(x.len());
+                let mut dx = Buffer::<F>::stale(x.len())?;
                 let flipped = self.flipped;
                 crate::cpu::parallel::zip(&mut dx, &dy, &x_, |dy, x| match flipped {
                     false => kind.gradient(dy, x, s, 0),
                     true => kind.gradient(dy, s, x, 1),
                 });
-                Ok(Array::from_real(dx, x.shape(), x.dtype()).with_layout(x.layout()))
+                Ok(Array::from_real(dx, x.shape(), x.dtype())?.with_layout(x.layout()))
             }),
             Context::Gpu(_) => {
                 let dx = x.uninit_like()?;

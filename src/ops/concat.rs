@@ -5,6 +5,7 @@ use super::shape_ops::one;
 use crate::{
     Array, Error, Layout, Result, Tensor,
     autograd::{Op, Saved, apply, apply1},
+    cpu::memory,
     shape,
 };
 
@@ -44,7 +45,7 @@ fn divide(op: &'static str, x: &Array, sizes: &[usize], axis: usize) -> Result<V
     }
     let (mut shape, strides) = (x.shape().to_vec(), x.strides());
     let mut start = 0;
-    let mut out = Vec::with_capacity(sizes.len());
+    let mut out = memory::reserved(sizes.len())?;
     for &size in sizes {
         shape[axis] = size;
         let mut y = Array::uninit(&shape, x.dtype(), x.layout(), &x.context())?;
@@ -119,6 +120,7 @@ impl Tensor {
     /// assert_eq!(Tensor::concat(&[&a, &b], 1)?.to_vec()?, [1., 0., 0., 1., 0., 0.]);
     /// # Ok::<(), hadal::Error>(())
     /// ```
+    #[doc(alias = "cat")]
     pub fn concat(tensors: &[&Tensor], axis: isize) -> Result<Tensor> {
         let Some(head) = tensors.first() else { return Err(Error::invalid("concat", "at least one tensor is needed")) };
         apply1(Concat { axis: shape::axis("concat", axis, head.rank())? }, tensors)
@@ -154,13 +156,14 @@ impl Tensor {
     /// assert_eq!(parts[1].to_vec()?, [2., 3.]);
     /// # Ok::<(), hadal::Error>(())
     /// ```
+    #[doc(alias = "chunk")]
     pub fn split(&self, pieces: usize, axis: isize) -> Result<Vec<Tensor>> {
         let shape = self.shape();
         let extent = shape[shape::axis("split", axis, shape.len())?];
         if pieces == 0 || pieces > extent.max(1) || !extent.is_multiple_of(pieces) {
             return Err(Error::shape("split", format!("axis {axis} does not divide into {pieces} equal pieces"), &[&shape]));
         }
-        self.split_sizes(&vec![extent / pieces; pieces], axis)
+        self.split_sizes(&memory::filled(pieces, extent / pieces)?, axis)
     }
 
     /// Pieces of the given extents along `axis`, which together make up the axis.

@@ -3,7 +3,7 @@
 use super::{
     bias_grad::{column_sums, plane_sums},
     conv2d_cpu as on_cpu,
-    operands::{countable, same_float},
+    operands::same_float,
     window::{Padding, Pair, Window},
 };
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
         problem::{ConvPass, ConvProblem},
     },
     gemm::{bf16x3::SplitCache, bn_stats::ChannelSums},
-    shape::Display,
+    shape::checked_numel,
 };
 
 /// The attributes of a convolution; each setter takes one number for both axes or `[height, width]`.
@@ -95,18 +95,13 @@ impl Conv2d {
         }
         if c / groups != cg {
             let each = if groups == 1 { String::new() } else { format!(" in each of {groups} groups") };
-            return fail(format!(
-                "expects weight {} for input {}: input has {} channels{each}, weight takes {cg}",
-                Display(w),
-                Display(x),
-                c / groups
-            ));
+            return fail(format!("the input has {} channels{each}, the weight takes {cg}", c / groups));
         }
         if b.is_some_and(|b| b != [o]) {
             return fail(format!("the bias needs {o} elements, one for each output channel"));
         }
         let [oh, ow] = Window { kernel: [kh, kw], stride, dilation, padding, ceil: false }.output(self.name(), x)?;
-        countable(self.name(), &[n, o, oh, ow])?;
+        checked_numel(self.name(), &[n, o, oh, ow])?;
         Ok(ConvProblem { n, c, h, w: width, o, kernel: [kh, kw], stride, padding, dilation, groups })
     }
 }

@@ -5,7 +5,6 @@ use crate::{
     Array, Error, Layout, Result, Tensor,
     autograd::{Op, Saved, apply1},
     gemm::{Gemm, MatrixView},
-    shape::Display,
 };
 
 /// y = x wᵀ + b for x (…, in), w (units, in) and, if given, b (units); y is (…, units).
@@ -30,11 +29,7 @@ fn extents(x: &[usize], w: &[usize], b: Option<&[usize]>) -> Result<[usize; 3]> 
     let &[units, inputs] = w else { return fail("a weight of 2 dimensions (units, inputs) is needed".into()) };
     let Some(&last) = x.last() else { return fail("an input with at least 1 dimension is needed".into()) };
     if last != inputs {
-        return fail(format!(
-            "expects weight {} for input {}: input has {last} columns, weight takes {inputs}",
-            Display(w),
-            Display(x)
-        ));
+        return fail(format!("the input has {last} columns, the weight takes {inputs}"));
     }
     if b.is_some_and(|b| b != [units]) {
         return fail(format!("the bias needs {units} elements, one for each unit"));
@@ -149,6 +144,7 @@ impl Tensor {
     /// assert_eq!(x.dense(&w, Some(&b))?.to_vec()?, [1.5, 2.5, 3.5]);
     /// # Ok::<(), hadal::Error>(())
     /// ```
+    #[doc(alias = "linear")]
     pub fn dense(&self, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
         match b {
             Some(b) => apply1(Dense, &[self, w, b]),

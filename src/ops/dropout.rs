@@ -53,8 +53,8 @@ impl Dropout {
         match x.context() {
             Context::Cpu => real_type!(self.name(), x.dtype(), F => {
                 let row_major = x.to_layout(Layout::RowMajor)?;
-                let y = self.masked_slice(&row_major.real::<F>(self.name())?);
-                Array::from_real(y, x.shape(), x.dtype()).to_layout(x.layout())
+                let y = self.masked_slice(&row_major.real::<F>(self.name())?)?;
+                Array::from_real(y, x.shape(), x.dtype())?.to_layout(x.layout())
             }),
             Context::Gpu(_) => self.launch(x),
         }
@@ -69,9 +69,9 @@ impl Dropout {
         if self.p < 1.0 { 1.0 / (1.0 - self.p) } else { 0.0 }
     }
 
-    fn masked_slice<F: Real>(&self, x: &[F]) -> Buffer<F> {
+    fn masked_slice<F: Real>(&self, x: &[F]) -> Result<Buffer<F>> {
         let (threshold, scale) = (self.threshold(), F::from_f64(self.scale()));
-        let mut y = Buffer::<F>::stale(x.len());
+        let mut y = Buffer::<F>::stale(x.len())?;
         parallel::chunks(&mut y, |start, y| {
             simd::vectorized(
                 #[inline(always)]
@@ -86,7 +86,7 @@ impl Dropout {
                 },
             );
         });
-        y
+        Ok(y)
     }
 
     fn launch(&self, x: &Array) -> Result<Array> {

@@ -4,17 +4,17 @@ use super::shape_ops::one;
 use crate::{
     Array, Context, DType, Error, Layout, Result, Tensor,
     autograd::{Op, Saved, apply1},
-    cpu::{buffers::Buffer, parallel},
+    cpu::{buffers::Buffer, memory, parallel},
     cuda::Launch,
     dtype::{Element, element_type, real_type},
-    shape::{self, numel},
+    shape::{self, checked_numel, numel},
 };
 
 /// Row-major integers, as the CPU's loops want them.
 fn integers(op: &'static str, index: &Array) -> Result<Vec<i64>> {
     match index.dtype() {
         DType::I64 => index.to_vec::<i64>(),
-        DType::U8 => Ok(index.to_vec::<u8>()?.into_iter().map(i64::from).collect()),
+        DType::U8 => memory::collected(index.as_slice::<u8>()?.iter().map(|&i| i64::from(i))),
         dtype => Err(not_integers(op, dtype)),
     }
 }
@@ -29,7 +29,12 @@ fn positions(op: &'static str, index: &Array, bound: usize) -> Result<Vec<usize>
         Ok(i) if i < bound => Ok(i),
         _ => Err(Error::invalid(op, format!("index {i} at position {j} is outside of 0..{bound}"))),
     };
-    integers(op, index)?.iter().enumerate().map(inside).collect()
+    let index = integers(op, index)?;
+    let mut places = memory::reserved(index.len())?;
+    for i in index.iter().enumerate() {
+        places.push(inside(i)?);
+    }
+    Ok(places)
 }
 
 /// Both inputs of an op that reads its first one at the places of its second one, in row-major order.
@@ -46,6 +51,24 @@ fn launch(name: &'static str, out: &Array, input: Option<&Array>, index: &Array)
     let launch = Launch::new(out, "index.cu", name, &[("scalar_t", out.dtype().into()), ("index_t", index.dtype().into())])?;
     let launch = launch.array(out);
     Ok(input.into_iter().fold(launch, Launch::array).array(index))
+}
+
+/// The places of the indices in the order of their rows, and where each row's begin (and the last one's end), on the GPU.
+fn sorted(like: &Array, index: &Array, rows: usize) -> Result<(Array, Array)> {
+    // `ORDER_THREADS` of the kernel.
+    const THREADS: u32 = 512;
+    let count = index.len();
+    if count > u32::MAX as usize {
+        return Err(Error::shape("take", "at most 2^32 - 1 indices have a gradient", &[index.shape()]));
+    }
+    let numbers = |n: usize| Array::uninit(&[n.max(1)], DType::I64, Layout::RowMajor, &like.context());
+    let (order, spare, starts) = (numbers(count)?, numbers(count)?, numbers(rows + 1)?);
+    let defines = [("scalar_t", like.dtype().into()), ("index_t", index.dtype().into())];
+    let launch = Launch::new(like, "index.cu", "take_order", &defines)?.array(&order).array(&spare).array(index);
+    launch.value(rows as i64).value(count as i64).run([1; 3], [THREADS, 1, 1], 0)?;
+    let launch = Launch::new(like, "index.cu", "take_starts", &defines)?.array(&starts).array(&order).array(index);
+    launch.value(rows as i64).value(count as i64).run_1d(rows + 1)?;
+    Ok((order, starts))
 }
 
 /// y\[o, j, i\] = x\[o, index\[j\], i\] along one axis; dx adds up dy over equal indices, in their order.
@@ -75,10 +98,10 @@ impl Op for Take {
         let (outer, rows, inner) = self.split(x.shape())?;
         let count = index.len();
         let shape = [&x.shape()[..self.axis], index.shape(), &x.shape()[self.axis + 1..]].concat();
+        let at = if x.context().is_gpu() { Vec::new() } else { positions(self.name(), &index, rows)? };
         let mut y = Array::uninit(&shape, x.dtype(), Layout::RowMajor, &x.context())?;
         match x.context() {
             Context::Cpu => {
-                let at = positions(self.name(), &index, rows)?;
                 element_type!(x.dtype(), T => {
                     let x = x.as_slice::<T>()?;
                     parallel::rows(y.as_mut_slice::<T>()?, inner, |row, y| {
@@ -109,27 +132,42 @@ impl Op for Take {
         let dx = match dy.context() {
             Context::Cpu => real_type!(self.name(), dy.dtype(), F => {
                 let at = positions(self.name(), index, rows)?;
-                // Which positions chose each row: the table's rows are then independent, each sum in index order.
-                let mut hits = vec![Vec::new(); rows];
-                for (j, &row) in at.iter().enumerate() {
-                    hits[row].push(j);
-                }
+                // The positions sorted by row: the table's rows are then independent, each sum in index order.
+                let mut hits = memory::collected(0..count)?;
+                hits.sort_unstable_by_key(|&j| (at[j], j));
+                let hits_of = |row: usize| {
+                    let first = hits.partition_point(|&j| at[j] < row);
+                    let n = hits[first..].partition_point(|&j| at[j] == row);
+                    &hits[first..first + n]
+                };
                 let dy_ = dy.real::<F>(self.name())?;
-                let mut dx = Buffer::<F>::zeros(numel(shape));
+                let mut dx = Buffer::<F>::zeros(numel(shape))?;
                 parallel::rows(&mut dx, inner, |row, dx| {
                     let outer = row / rows;
-                    for j in &hits[row % rows] {
+                    for j in hits_of(row % rows) {
                         let source = (outer * count + j) * inner;
                         dx.iter_mut().zip(&dy_[source..source + inner]).for_each(|(dx, &dy)| *dx += dy);
                     }
                 });
-                Ok(Array::from_real(dx, shape, dy.dtype()))
+                Array::from_real(dx, shape, dy.dtype())
             })?,
             Context::Gpu(_) => {
                 let dx = Array::uninit(shape, dy.dtype(), Layout::RowMajor, &dy.context())?;
                 let n = dx.len();
-                let launch = launch("take_bwd", &dx, Some(&dy), index)?;
-                launch.value(rows as i64).value(count as i64).value(inner as i64).value(n as i64).run_1d(n)?;
+                if n > 0 {
+                    let (order, starts) = sorted(&dx, index, rows)?;
+                    let defines = [("scalar_t", dx.dtype().into()), ("index_t", index.dtype().into())];
+                    Launch::new(&dx, "index.cu", "take_bwd", &defines)?
+                        .array(&dx)
+                        .array(&dy)
+                        .array(&order)
+                        .array(&starts)
+                        .value(rows as i64)
+                        .value(count as i64)
+                        .value(inner as i64)
+                        .value(n as i64)
+                        .run_1d(n)?;
+                }
                 dx
             }
         };
@@ -235,11 +273,11 @@ impl Op for Pick {
             Context::Cpu => real_type!(self.name(), dy.dtype(), F => {
                 let at = positions(self.name(), index, classes)?;
                 let dy_ = dy.real::<F>(self.name())?;
-                let mut dx = Buffer::<F>::zeros(numel(shape));
+                let mut dx = Buffer::<F>::zeros(numel(shape))?;
                 for (j, (&c, &dy)) in at.iter().zip(dy_.iter()).enumerate() {
                     dx[j * classes + c] = dy;
                 }
-                Ok(Array::from_real(dx, shape, dy.dtype()))
+                Array::from_real(dx, shape, dy.dtype())
             })?,
             Context::Gpu(_) => {
                 let dx = Array::uninit(shape, dy.dtype(), Layout::RowMajor, &dy.context())?;
@@ -269,6 +307,7 @@ impl Tensor {
     /// assert_eq!(x.take(&rows, 0)?.to_vec()?, [4., 5., 0., 1., 4., 5.]);
     /// # Ok::<(), hadal::Error>(())
     /// ```
+    #[doc(alias("embedding", "index_select"))]
     pub fn take(&self, indices: &Tensor, axis: isize) -> Result<Tensor> {
         apply1(Take { axis: shape::axis("take", axis, self.rank())? }, &[self, indices])
     }
@@ -300,13 +339,15 @@ impl Tensor {
     /// assert_eq!(y_hat.pick(&y)?.to_vec()?, [0.1, 0.5]);
     /// # Ok::<(), hadal::Error>(())
     /// ```
+    #[doc(alias = "gather")]
     pub fn pick(&self, indices: &Tensor) -> Result<Tensor> {
         apply1(Pick, &[self, indices])
     }
 
     /// The n×n identity matrix in f32.
     pub fn eye(n: usize, ctx: &Context) -> Result<Tensor> {
-        let rows = Array::from_vec((0..n as i64).collect(), &[n], ctx)?;
+        checked_numel("eye", &[n, n])?;
+        let rows = Array::from_vec(memory::collected((0..n).map(|i| i as i64))?, &[n], ctx)?;
         Tensor::new(rows).one_hot(n)
     }
 }

@@ -178,6 +178,7 @@ impl Tensor {
     /// assert_eq!(a.matmul(&b)?.to_vec()?, [6., 6., 15., 15.]);
     /// # Ok::<(), hadal::Error>(())
     /// ```
+    #[doc(alias("mm", "bmm"))]
     pub fn matmul(&self, b: &Tensor) -> Result<Tensor> {
         self.matmul_t(b, false, false)
     }

@@ -31,9 +31,9 @@ pub(crate) trait Number: Element {
     /// The elements of a host array in memory order.
     fn elements<'a>(a: &'a Array, op: &'static str) -> Result<Cow<'a, [Self]>>;
     /// A host array of `dtype`, one that computes in this type.
-    fn array(data: Buffer<Self>, shape: &[usize], dtype: DType) -> Array;
+    fn array(data: Buffer<Self>, shape: &[usize], dtype: DType) -> Result<Array>;
     /// A host array of `dtype` from accumulators; i64 for the integers whatever `dtype`.
-    fn rounded(data: Buffer<Self::Wide>, shape: &[usize], dtype: DType) -> Array;
+    fn rounded(data: Buffer<Self::Wide>, shape: &[usize], dtype: DType) -> Result<Array>;
     /// True for NaN.
     fn is_nan(self) -> bool {
         self.partial_cmp(&self).is_none()
@@ -69,10 +69,10 @@ macro_rules! float {
             fn elements<'a>(a: &'a Array, op: &'static str) -> Result<Cow<'a, [Self]>> {
                 a.real::<$t>(op)
             }
-            fn array(data: Buffer<Self>, shape: &[usize], dtype: DType) -> Array {
+            fn array(data: Buffer<Self>, shape: &[usize], dtype: DType) -> Result<Array> {
                 Array::from_real(data, shape, dtype)
             }
-            fn rounded(data: Buffer<f64>, shape: &[usize], dtype: DType) -> Array {
+            fn rounded(data: Buffer<f64>, shape: &[usize], dtype: DType) -> Result<Array> {
                 Array::from_real(data, shape, dtype)
             }
         }
@@ -110,11 +110,11 @@ macro_rules! integer {
             fn elements<'a>(a: &'a Array, _: &'static str) -> Result<Cow<'a, [Self]>> {
                 a.as_slice::<$t>().map(Cow::Borrowed)
             }
-            fn array(data: Buffer<Self>, shape: &[usize], _: DType) -> Array {
-                Array::host(<$t>::wrap(data), shape, <$t>::DTYPE)
+            fn array(data: Buffer<Self>, shape: &[usize], _: DType) -> Result<Array> {
+                Ok(Array::host(<$t>::wrap(data), shape, <$t>::DTYPE))
             }
-            fn rounded(data: Buffer<i64>, shape: &[usize], _: DType) -> Array {
-                Array::host(i64::wrap(data), shape, DType::I64)
+            fn rounded(data: Buffer<i64>, shape: &[usize], _: DType) -> Result<Array> {
+                Ok(Array::host(i64::wrap(data), shape, DType::I64))
             }
         }
     };

@@ -19,12 +19,3 @@ pub(crate) fn same_float(op: &'static str, x: &[&Array]) -> Result<DType> {
     }
     Ok(first.dtype())
 }
-
-/// The number of elements of a result.
-///
-/// # Errors
-/// [`Error::Shape`] when no memory could hold them.
-pub(crate) fn countable(op: &'static str, shape: &[usize]) -> Result<usize> {
-    let n = shape.iter().try_fold(1usize, |a, &b| a.checked_mul(b)).filter(|&n| n <= isize::MAX as usize / 8);
-    n.ok_or_else(|| Error::shape(op, "the result has too many elements", &[shape]))
-}

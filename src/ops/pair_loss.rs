@@ -124,14 +124,14 @@ impl Op for PairLoss {
         let loss = match x.context() {
             Context::Cpu => real_type!(self.name(), x.dtype(), F => {
                 let (x_, z_) = (x.real::<F>(self.name())?, z.real::<F>(self.name())?);
-                let mut loss = Buffer::<F>::stale(rows.count());
+                let mut loss = Buffer::<F>::stale(rows.count())?;
                 rows.for_each(&mut loss, |first, chunk| {
                     for (row, loss) in (first..).zip(chunk) {
                         let sum: f64 = rows.indices(row).map(|i| self.kind.value(x_[i], z_[i]).to_f64()).sum();
                         *loss = F::from_f64(scale * sum);
                     }
                 });
-                Ok(Array::from_real(loss, shape, accumulator(x.dtype())))
+                Array::from_real(loss, shape, accumulator(x.dtype()))
             })?,
             Context::Gpu(_) => {
                 let loss = Array::uninit(shape, accumulator(x.dtype()), Layout::RowMajor, &x.context())?;
@@ -170,7 +170,7 @@ impl Op for PairLoss {
             let (x_, z_, dy) = (x.real::<F>(self.name())?, z.real::<F>(self.name())?, dy.real::<F>(self.name())?);
             let (scale, dead) = (F::from_f64(scale), self.kind == Absolute);
             let gradient = |shape: &[usize], f: &(dyn Fn(F, F) -> F + Sync)| {
-                let mut out = Buffer::<F>::stale(x.len());
+                let mut out = Buffer::<F>::stale(x.len())?;
                 parallel::rows(&mut out, per, |b, out| {
                     let g = dy[b] * scale;
                     for (k, out) in out.iter_mut().enumerate() {
@@ -181,8 +181,8 @@ impl Op for PairLoss {
                 });
                 Array::from_real(out, shape, x.dtype())
             };
-            let dx = saved.needs(0).then(|| gradient(x.shape(), &|x, z| self.kind.d_x(x, z)));
-            let dz = saved.needs(1).then(|| gradient(z.shape(), &|x, z| self.kind.d_z(x, z)));
+            let dx = saved.needs(0).then(|| gradient(x.shape(), &|x, z| self.kind.d_x(x, z))).transpose()?;
+            let dz = saved.needs(1).then(|| gradient(z.shape(), &|x, z| self.kind.d_z(x, z))).transpose()?;
             Ok(vec![dx, dz])
         })
     }

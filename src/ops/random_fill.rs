@@ -6,7 +6,7 @@ use crate::{
     cuda::Launch,
     dtype::{Real, real_type},
     random::{Draw, next_draw, unit},
-    shape::numel,
+    shape::checked_numel,
 };
 
 /// An array of `shape` from the next draw: `kernel` on the device, `f(draw, start, chunk)` on the host.
@@ -18,10 +18,9 @@ fn fill<F: Real>(
     ctx: &Context,
     f: impl Fn(Draw, usize, &mut [F]) + Sync,
 ) -> Result<Array> {
-    // Checks the shape before a buffer of its size is asked for.
-    let out = Array::uninit(shape, dtype, Layout::RowMajor, ctx)?;
-    let draw = next_draw();
+    let n = checked_numel(kernel, shape)?;
     if ctx.is_gpu() {
+        let (out, draw) = (Array::uninit(shape, dtype, Layout::RowMajor, ctx)?, next_draw());
         Launch::new(&out, "random.cu", kernel, &[("scalar_t", dtype.into())])?
             .array(&out)
             .draw(draw)
@@ -31,9 +30,10 @@ fn fill<F: Real>(
             .run_1d(out.len().div_ceil(4))?;
         return Ok(out);
     }
-    let mut data = Buffer::<F>::stale(numel(shape));
+    // No memory, no draw.
+    let (mut data, draw) = (Buffer::<F>::stale(n)?, next_draw());
     parallel::chunks(&mut data, |start, chunk| f(draw, start, chunk));
-    Ok(Array::from_real(data, shape, dtype))
+    Array::from_real(data, shape, dtype)
 }
 
 impl Array {
@@ -50,6 +50,7 @@ impl Array {
     ///
     /// # Errors
     /// [`Error::Invalid`] unless `lo ≤ hi` are finite, [`Error::DType`] for an integer dtype.
+    #[doc(alias = "rand")]
     pub fn uniform(lo: f64, hi: f64, shape: &[usize], dtype: DType, ctx: &Context) -> Result<Self> {
         if !(lo <= hi && (hi - lo).is_finite()) {
             return Err(Error::invalid("uniform", format!("{lo} to {hi} is no range of numbers")));
@@ -77,6 +78,7 @@ impl Array {
     ///
     /// # Errors
     /// [`Error::Invalid`] unless `mean` and `std` ≥ 0 are finite, [`Error::DType`] for an integer dtype.
+    #[doc(alias = "randn")]
     pub fn normal(mean: f64, std: f64, shape: &[usize], dtype: DType, ctx: &Context) -> Result<Self> {
         if !(mean.is_finite() && std.is_finite() && std >= 0.0) {
             return Err(Error::invalid("normal", format!("mean {mean} and standard deviation {std} are no normal distribution")));

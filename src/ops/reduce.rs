@@ -145,12 +145,12 @@ fn fold(x: &Array, plan: &Plan, how: Fold, divisor: f64, out: DType) -> Result<A
     }
     number_type!(x.dtype(), T => {
         let x_ = T::elements(x, "reduce")?;
-        let mut y = cpu::fold::<T>(&x_, plan, how);
+        let mut y = cpu::fold::<T>(&x_, plan, how)?;
         if divisor != 1.0 {
             let d = <<T as Number>::Wide as crate::Element>::from_f64(divisor);
             y.iter_mut().for_each(|y| *y = y.over(d));
         }
-        Ok(T::rounded(y, &plan.shape, out).with_layout(plan.layout))
+        Ok(T::rounded(y, &plan.shape, out)?.with_layout(plan.layout))
     })
 }
 

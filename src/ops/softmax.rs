@@ -3,7 +3,7 @@
 use crate::{
     Array, Context, Error, Result, Tensor,
     autograd::{Op, Saved, apply1},
-    cpu::{buffers::Buffer, parallel},
+    cpu::{buffers::Buffer, memory, parallel},
     cuda::Launch,
     dtype::{Real, real_type},
     ops::rows::Rows,
@@ -31,8 +31,8 @@ impl Op for Softmax {
         let rows = Rows::of(x, axis(self.name(), self.axis, x.rank())?);
         let y = match x.context() {
             Context::Cpu => real_type!(self.name(), x.dtype(), F => {
-                let y = forward::<F>(&x.real::<F>(self.name())?, rows, self.log);
-                Ok(Array::from_real(y, x.shape(), x.dtype()).with_layout(x.layout()))
+                let y = forward::<F>(&x.real::<F>(self.name())?, rows, self.log)?;
+                Ok(Array::from_real(y, x.shape(), x.dtype())?.with_layout(x.layout()))
             })?,
             Context::Gpu(_) => {
                 let y = x.uninit_like()?;
@@ -52,8 +52,8 @@ impl Op for Softmax {
         let dy = dy.to_layout(y.layout())?;
         let dx = match y.context() {
             Context::Cpu => real_type!(self.name(), y.dtype(), F => {
-                let dx = backward::<F>(&y.real::<F>(self.name())?, &dy.real::<F>(self.name())?, rows, self.log);
-                Ok(Array::from_real(dx, y.shape(), y.dtype()).with_layout(y.layout()))
+                let dx = backward::<F>(&y.real::<F>(self.name())?, &dy.real::<F>(self.name())?, rows, self.log)?;
+                Ok(Array::from_real(dx, y.shape(), y.dtype())?.with_layout(y.layout()))
             })?,
             Context::Gpu(_) => {
                 let dx = y.uninit_like()?;
@@ -85,12 +85,12 @@ fn max<F: Real>(a: F, b: F) -> F {
 }
 
 /// One slab (len, inner) at a time; sums are kept in f64, which costs nothing beside the exponentials.
-fn forward<F: Real>(x: &[F], rows: Rows, log: bool) -> Buffer<F> {
+fn forward<F: Real>(x: &[F], rows: Rows, log: bool) -> Result<Buffer<F>> {
     let (len, inner) = (rows.len(), rows.inner());
-    let mut y = Buffer::<F>::stale(x.len());
-    parallel::rows(&mut y, len * inner, |slab, y| {
+    let mut y = Buffer::<F>::stale(x.len())?;
+    parallel::try_rows(&mut y, len * inner, |slab, y| {
         let x = &x[slab * len * inner..][..len * inner];
-        let (mut m, mut s) = (vec![F::NEG_INFINITY; inner], vec![0.0f64; inner]);
+        let (mut m, mut s) = (memory::filled(inner, F::NEG_INFINITY)?, memory::filled(inner, 0.0f64)?);
         for x in x.chunks(inner) {
             m.iter_mut().zip(x).for_each(|(m, &x)| *m = max(*m, x));
         }
@@ -106,17 +106,18 @@ fn forward<F: Real>(x: &[F], rows: Rows, log: bool) -> Buffer<F> {
                 y[i] = if log { y[i] - F::from_f64(s[i].ln()) } else { y[i] * F::from_f64(1.0 / s[i]) };
             }
         }
-    });
-    y
+        Ok(())
+    })?;
+    Ok(y)
 }
 
-fn backward<F: Real>(y: &[F], dy: &[F], rows: Rows, log: bool) -> Buffer<F> {
+fn backward<F: Real>(y: &[F], dy: &[F], rows: Rows, log: bool) -> Result<Buffer<F>> {
     let (len, inner) = (rows.len(), rows.inner());
-    let mut dx = Buffer::<F>::stale(y.len());
-    parallel::rows(&mut dx, len * inner, |slab, dx| {
+    let mut dx = Buffer::<F>::stale(y.len())?;
+    parallel::try_rows(&mut dx, len * inner, |slab, dx| {
         let range = slab * len * inner..(slab + 1) * len * inner;
         let (y, dy) = (&y[range.clone()], &dy[range]);
-        let mut s = vec![0.0f64; inner];
+        let mut s = memory::filled(inner, 0.0f64)?;
         for (y, dy) in y.chunks(inner).zip(dy.chunks(inner)) {
             for i in 0..inner {
                 s[i] += if log { dy[i].to_f64() } else { y[i].to_f64() * dy[i].to_f64() };
@@ -128,8 +129,9 @@ fn backward<F: Real>(y: &[F], dy: &[F], rows: Rows, log: bool) -> Buffer<F> {
                 dx[i] = if log { dy[i] - y[i].exp() * s } else { y[i] * (dy[i] - s) };
             }
         }
-    });
-    dx
+        Ok(())
+    })?;
+    Ok(dx)
 }
 
 impl Tensor {

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use crate::{
     Array, DType, Error, Layout, Result, Tensor,
     autograd::{Op, Saved, apply1},
-    cpu::buffers::Buffer,
+    cpu::{buffers::Buffer, memory},
     cuda::Launch,
     dtype::{Real, element_type, real_type},
     gemm::split_k::accumulator,
@@ -127,7 +127,7 @@ impl SoftmaxCrossEntropy {
         let x_ = x.real::<F>(name)?;
         let classes = if self.sparse_label { Some(self.classes(label, plan)?) } else { None };
         let soft = if self.sparse_label { Cow::Borrowed(&[][..]) } else { label.real::<F>(name)? };
-        let mut row_stats = vec![(F::ZERO, F::ZERO, 0.0f64); rows.count()];
+        let mut row_stats = memory::filled(rows.count(), (F::ZERO, F::ZERO, 0.0f64))?;
         rows.for_each(&mut row_stats, |first, chunk| {
             for (row, out) in (first..).zip(chunk) {
                 let (mut m, mut log_s) = (F::ZERO, F::ZERO);
@@ -144,7 +144,7 @@ impl SoftmaxCrossEntropy {
                 *out = (m, log_s, loss);
             }
         });
-        let (mut loss, mut stats) = (Buffer::<F>::stale(plan.samples), Buffer::<F>::stale(2 * rows.count()));
+        let (mut loss, mut stats) = (Buffer::<F>::stale(plan.samples)?, Buffer::<F>::stale(2 * rows.count())?);
         for (b, loss) in loss.iter_mut().enumerate() {
             let sum: f64 = row_stats[b * plan.per..][..plan.per].iter().map(|s| s.2).sum();
             *loss = F::from_f64(plan.scale * sum);
@@ -153,7 +153,7 @@ impl SoftmaxCrossEntropy {
             (stats[row], stats[rows.count() + row]) = (s.0, s.1);
         }
         Ok((
-            Array::from_real(loss, &[plan.samples], accumulator(x.dtype())),
+            Array::from_real(loss, &[plan.samples], accumulator(x.dtype()))?,
             Array::host(F::wrap(stats), &[2, rows.count()], F::DTYPE),
         ))
     }
@@ -170,7 +170,12 @@ impl SoftmaxCrossEntropy {
                 let at = if plan.per > 1 { format!(" (row {} of it)", row % plan.per) } else { String::new() };
                 Err(Error::invalid(self.name(), format!("sample {}{at} has label {v}, the classes are 0 to {}", row / plan.per, len as i64 - 1)))
             };
-            label.as_slice::<T>()?.iter().enumerate().map(class).collect()
+            let labels = label.as_slice::<T>()?;
+            let mut classes = memory::reserved(labels.len())?;
+            for label in labels.iter().enumerate() {
+                classes.push(class(label)?);
+            }
+            Ok(classes)
         })
     }
 
@@ -191,12 +196,12 @@ impl SoftmaxCrossEntropy {
         let q = |row: usize, i: usize| if self.from_logits { F::ZERO } else { log_q(row, i).exp() };
         let gradient = |row: usize| dy[row / plan.per] * F::from_f64(plan.scale);
         // Fills an array like x: `f(row, the row's places in the slab, slab)`.
-        let build = |f: &(dyn Fn(usize, usize, &mut [F]) + Sync)| {
-            let mut out = Buffer::<F>::stale(x.len());
+        let build = |f: &(dyn Fn(usize, usize, &mut [F]) + Sync)| -> Result<Array> {
+            let mut out = Buffer::<F>::stale(x.len())?;
             crate::cpu::parallel::rows(&mut out, slab, |o, out| {
                 (0..rows.inner()).for_each(|i| f(o * rows.inner() + i, i, out));
             });
-            Array::from_real(out, x.shape(), x.dtype()).with_layout(x.layout())
+            Ok(Array::from_real(out, x.shape(), x.dtype())?.with_layout(x.layout()))
         };
         let places = |first: usize| (first..slab).step_by(rows.inner().max(1));
         if self.sparse_label {
@@ -209,7 +214,7 @@ impl SoftmaxCrossEntropy {
                 places(first).for_each(|i| out[i] = q(row, start + i) * g);
                 let k = first + classes[row] * rows.inner();
                 out[k] = (q(row, start + k) - F::ONE) * g;
-            });
+            })?;
             return Ok(vec![Some(dx), None]);
         }
         let p = label.real::<F>(name)?;
@@ -220,12 +225,14 @@ impl SoftmaxCrossEntropy {
                 places(first).for_each(|i| out[i] = (q(row, start + i) * sum - p[start + i]) * g);
             })
         });
+        let dx = dx.transpose()?;
         let dp = saved.needs(1).then(|| {
             build(&|row, first, out| {
                 let (g, start) = (gradient(row), row / rows.inner() * slab);
                 places(first).for_each(|i| out[i] = -log_q(row, start + i) * g);
             })
         });
+        let dp = dp.transpose()?;
         Ok(vec![dx, dp])
     }
 
@@ -357,6 +364,7 @@ impl Tensor {
     ///
     /// # Errors
     /// [`Error::Shape`] when the labels do not fit, on the CPU [`Error::Invalid`] for a label outside of 0..C.
+    #[doc(alias = "cross_entropy")]
     pub fn softmax_cross_entropy(&self, label: &Tensor) -> Result<Tensor> {
         apply1(SoftmaxCrossEntropy::default(), &[self, label])
     }

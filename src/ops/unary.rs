@@ -303,14 +303,14 @@ impl Unary {
         match x.context() {
             Context::Cpu => real_type!(self.name(), x.dtype(), F => {
                 let x_ = x.real::<F>(self.name())?;
-                let mut y = Buffer::<F>::stale(x.len());
+                let mut y = Buffer::<F>::stale(x.len())?;
                 match self.0 {
                     Sigmoid => parallel::map_vectorized(&mut y, &x_, #[inline(always)] |x| Sigmoid.value(x)),
                     Tanh => parallel::map_vectorized(&mut y, &x_, #[inline(always)] |x| Tanh.value(x)),
                     Exp => parallel::map_vectorized(&mut y, &x_, #[inline(always)] |x| Exp.value(x)),
                     other => for_kind!(other, kind => parallel::map(&mut y, &x_, |x| kind.value(x))),
                 }
-                Ok(Array::from_real(y, x.shape(), x.dtype()).with_layout(x.layout()))
+                Ok(Array::from_real(y, x.shape(), x.dtype())?.with_layout(x.layout()))
             }),
             Context::Gpu(_) => {
                 let y = x.uninit_like()?;
@@ -326,9 +326,9 @@ impl Unary {
         Ok(match k.context() {
             Context::Cpu => real_type!(self.name(), k.dtype(), F => {
                 let (k_, dy_) = (k.real::<F>(self.name())?, dy.real::<F>(self.name())?);
-                let mut dx = Buffer::<F>::stale(k.len());
+                let mut dx = Buffer::<F>::stale(k.len())?;
                 for_kind!(self.0, kind => parallel::zip(&mut dx, &k_, &dy_, |k, dy| kind.gradient(dy, k)));
-                Ok(Array::from_real(dx, k.shape(), k.dtype()).with_layout(k.layout()))
+                Ok(Array::from_real(dx, k.shape(), k.dtype())?.with_layout(k.layout()))
             })?,
             Context::Gpu(_) => {
                 let dx = k.uninit_like()?;
@@ -392,6 +392,7 @@ methods! {
 
 impl Tensor {
     /// x where x > 0, else `slope`·x.
+    #[doc(alias = "LeakyReLU")]
     pub fn leaky_relu(&self, slope: f64) -> Result<Tensor> {
         apply1(Unary(LeakyRelu(slope)), &[self])
     }
@@ -407,6 +408,7 @@ impl Tensor {
     }
 
     /// x limited to `lo..=hi`.
+    #[doc(alias = "clamp")]
     pub fn clip(&self, lo: f64, hi: f64) -> Result<Tensor> {
         if lo > hi || lo.is_nan() || hi.is_nan() {
             return Err(Error::invalid("clip", format!("the bounds {lo} and {hi} are in the wrong order")));

@@ -1,6 +1,11 @@
 //! Limiting the norm of all gradients together.
 
-use crate::{Array, Context, DType, Error, Layout, Result, Tensor, cpu::parallel, cuda::Launch, dtype::real_type};
+use crate::{
+    Array, Context, DType, Error, Layout, Result, Tensor,
+    cpu::{memory, parallel},
+    cuda::Launch,
+    dtype::real_type,
+};
 
 const OP: &str = "clip_global_norm";
 /// Added to the norm before the division, as MXNet has it.
@@ -37,6 +42,7 @@ pub fn clip_global_norm(arrays: &mut [Array], max_norm: f64) -> Result<Array> {
 ///
 /// # Errors
 /// [`Error::Autograd`] for a tensor without `attach_grad`, else as [`clip_global_norm`].
+#[doc(alias = "clip_grad_norm_")]
 pub fn clip_grad_norm(params: &[Tensor], max_norm: f64) -> Result<Tensor> {
     let params = Tensor::distinct(params);
     let grads = params.iter().map(|p| p.grad().map(|g| g.array())).collect::<Result<Vec<_>>>()?;
@@ -65,7 +71,7 @@ fn global_norm(arrays: &[Array], max_norm: f64) -> Result<Array> {
     if ctx == Context::Cpu {
         let mut sum = 0.0;
         for a in arrays {
-            sum += real_type!(OP, a.dtype(), F => Ok(sum_of_squares(&a.real::<F>(OP)?)))?;
+            sum += real_type!(OP, a.dtype(), F => sum_of_squares(&a.real::<F>(OP)?))?;
         }
         return Array::full(&[], sum.sqrt(), dtype, &ctx);
     }
@@ -103,12 +109,15 @@ pub(super) fn sums_of_squares(arrays: &[&Array]) -> Result<Array> {
 }
 
 /// In chunks of a fixed length, whose sums are added in order.
-pub(super) fn sum_of_squares<F: crate::Element>(x: &[F]) -> f64 {
-    let mut sums = vec![0.0; x.len().div_ceil(CHUNK)];
-    let chunks: Vec<&[F]> = x.chunks(CHUNK).collect();
+pub(super) fn sum_of_squares<F: crate::Element>(x: &[F]) -> Result<f64> {
+    let mut sums = memory::filled(x.len().div_ceil(CHUNK), 0.0)?;
     // One sum for each chunk is little work to share out unless there are many.
-    parallel::map(&mut sums, &chunks, |c: &[F]| c.iter().map(|v| v.to_f64() * v.to_f64()).sum());
-    sums.into_iter().sum()
+    parallel::chunks(&mut sums, |start, sums| {
+        for (sum, c) in sums.iter_mut().zip(x[start * CHUNK..].chunks(CHUNK)) {
+            *sum = c.iter().map(|v| v.to_f64() * v.to_f64()).sum();
+        }
+    });
+    Ok(sums.into_iter().sum())
 }
 
 /// a ← a·min(1, max_norm / (norm + ε))
@@ -129,9 +138,9 @@ fn scale(a: &mut Array, norm: &Array, max_norm: f64) -> Result<()> {
     }
     *a = real_type!(OP, a.dtype(), F => {
         let x = a.real::<F>(OP)?;
-        let mut y = crate::cpu::buffers::Buffer::<F>::stale(x.len());
+        let mut y = crate::cpu::buffers::Buffer::<F>::stale(x.len())?;
         parallel::map(&mut y, &x, |x| x * (factor as F));
-        Ok(Array::from_real(y, a.shape(), a.dtype()).with_layout(a.layout()))
+        Ok(Array::from_real(y, a.shape(), a.dtype())?.with_layout(a.layout()))
     })?;
     Ok(())
 }

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     Array, Context, DType, Error, Layout, Result,
+    cpu::parallel::Each,
     cuda::capture,
     dtype::{Real, real_type},
     nn::Parameter,
@@ -127,8 +128,7 @@ impl Optimizer for Lars {
             state::on_master(w, slots.master, |w| {
                 real_type!("lars", w.dtype(), F => {
                     let g = grad.real::<F>("lars")?;
-                    rule.apply::<F>(w.as_mut_slice()?, &g, momentum.as_mut_slice()?);
-                    Ok(())
+                    rule.apply::<F>(w.as_mut_slice()?, &g, momentum.as_mut_slice()?)
                 })
             })?;
         }
@@ -189,22 +189,23 @@ fn captured_rate(state: &State, index: usize, step: &Step, ctx: &Context) -> Res
 
 impl Rule {
     /// lr·λ
-    fn rate<F: Real>(&self, w: &[F], g: &[F]) -> f64 {
-        let Some(trust) = self.trust else { return self.lr };
-        let (w, g) = (sum_of_squares(w).sqrt(), self.prepare.rescale.abs() * sum_of_squares(g).sqrt());
+    fn rate<F: Real>(&self, w: &[F], g: &[F]) -> Result<f64> {
+        let Some(trust) = self.trust else { return Ok(self.lr) };
+        let (w, g) = (sum_of_squares(w)?.sqrt(), self.prepare.rescale.abs() * sum_of_squares(g)?.sqrt());
         let below = g + self.prepare.wd * w;
-        if w == 0.0 || below == 0.0 { self.lr } else { self.lr * trust * w / below }
+        Ok(if w == 0.0 || below == 0.0 { self.lr } else { self.lr * trust * w / below })
     }
 
-    fn apply<F: Real>(&self, w: &mut [F], g: &[F], m: &mut [F]) {
-        let (rate, mu) = (F::from_f64(self.rate(w, g)), F::from_f64(self.momentum));
+    fn apply<F: Real>(&self, w: &mut [F], g: &[F], m: &mut [F]) -> Result<()> {
+        let (rate, mu) = (F::from_f64(self.rate(w, g)?), F::from_f64(self.momentum));
         const CHUNK: usize = 16 << 10;
-        w.par_chunks_mut(CHUNK).zip(m.par_chunks_mut(CHUNK)).zip(g.par_chunks(CHUNK)).for_each(|((w, m), g)| {
+        w.par_chunks_mut(CHUNK).zip(m.par_chunks_mut(CHUNK)).zip(g.par_chunks(CHUNK)).each(|((w, m), g)| {
             for ((w, m), &g) in w.iter_mut().zip(m).zip(g) {
                 *m = mu * *m + rate * self.prepare.apply(g, *w);
                 *w = *w - *m;
             }
         });
+        Ok(())
     }
 
     fn launch(&self, w: &mut Array, master: Option<&mut Array>, grad: &Array, m: &mut Array, live: Option<&Array>) -> Result<()> {

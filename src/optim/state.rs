@@ -6,7 +6,11 @@ use std::{
 };
 
 use super::{Update, check, distinct, settings, settings::Settings, wide};
-use crate::{Array, Context, DType, Error, Layout, Result, cpu::buffers::Buffer, cuda::capture};
+use crate::{
+    Array, Context, DType, Error, Layout, Result,
+    cpu::{buffers::Buffer, memory},
+    cuda::capture,
+};
 
 /// The arrays of one parameter.
 #[derive(Clone, Debug, Default)]
@@ -353,7 +357,7 @@ pub(super) fn on_master(w: &mut Array, master: Option<&mut Array>, host: impl Fn
     }
     drop(set);
     host(master)?;
-    let values = Buffer::from_vec(master.as_slice::<f32>()?.to_vec());
-    *w = Array::from_real(values, w.shape(), w.dtype()).with_layout(w.layout());
+    let values = Buffer::from_vec(memory::copied(master.as_slice::<f32>()?)?);
+    *w = Array::from_real(values, w.shape(), w.dtype())?.with_layout(w.layout());
     Ok(())
 }

@@ -3,6 +3,8 @@
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     cell::Cell,
+    ptr,
+    sync::atomic::{AtomicUsize, Ordering},
 };
 
 #[global_allocator]
@@ -25,6 +27,35 @@ fn count(more: isize) {
     });
 }
 
+/// What a single allocation of any thread may take.
+static CAP: AtomicUsize = AtomicUsize::new(usize::MAX);
+/// The largest that any thread has asked for and got.
+static LARGEST: AtomicUsize = AtomicUsize::new(0);
+
+/// From now on a larger allocation fails, in all threads, as it does where there is no memory.
+pub fn cap(bytes: usize) {
+    CAP.store(bytes, Ordering::Relaxed);
+}
+
+/// Begins to look for the largest allocation.
+pub fn start() {
+    LARGEST.store(0, Ordering::Relaxed);
+}
+
+/// The largest allocation of any thread since [`start`].
+pub fn largest() -> usize {
+    LARGEST.load(Ordering::Relaxed)
+}
+
+/// True where the cap allows it.
+fn granted(bytes: usize) -> bool {
+    let granted = bytes <= CAP.load(Ordering::Relaxed);
+    if granted && bytes > LARGEST.load(Ordering::Relaxed) {
+        LARGEST.fetch_max(bytes, Ordering::Relaxed);
+    }
+    granted
+}
+
 /// Counts a request; one that fails was asked for, but is not held.
 fn taken(size: usize, at: *mut u8) -> *mut u8 {
     count(size as isize);
@@ -38,12 +69,12 @@ fn taken(size: usize, at: *mut u8) -> *mut u8 {
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's contract is the same.
-        taken(layout.size(), unsafe { System.alloc(layout) })
+        taken(layout.size(), if granted(layout.size()) { unsafe { System.alloc(layout) } } else { ptr::null_mut() })
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's contract is the same.
-        taken(layout.size(), unsafe { System.alloc_zeroed(layout) })
+        taken(layout.size(), if granted(layout.size()) { unsafe { System.alloc_zeroed(layout) } } else { ptr::null_mut() })
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
@@ -55,7 +86,7 @@ unsafe impl GlobalAlloc for Counting {
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         // Old and new lie side by side while the content is copied.
         // SAFETY: the caller's contract is the same.
-        let new = taken(size, unsafe { System.realloc(at, layout, size) });
+        let new = taken(size, if granted(size) { unsafe { System.realloc(at, layout, size) } } else { ptr::null_mut() });
         if !new.is_null() {
             count(-(layout.size() as isize));
         }

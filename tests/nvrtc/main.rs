@@ -12,10 +12,13 @@
 //! The compiler is found as in a training program; `HADAL_NVRTC=<folder>` picks one. Without any, the test says that it
 //! did not run; with `HADAL_REQUIRE_NVRTC=1` that is a failure.
 //!
+//! In the PTX of programs for sm_90a nothing may touch a register of a `wgmma` under way, see [`hazard`].
+//!
 //! What each kernel takes (registers, shared memory, spills) is read from the cubins on the way and compared with
 //! `docs/kernels.tsv`, see [`report`]; no kernel may take local memory. Figures of programs that have not changed are kept in `target/tmp`.
 
 mod cubin;
+mod hazard;
 mod report;
 
 use std::{
@@ -385,14 +388,29 @@ impl Job {
         if !is_cubin(&image) {
             return Err(whose("the image is no cubin".into()));
         }
+        if self.multiplies() {
+            let ptx = compiler.compile(self.file, self.source, &format!("compute_{}", self.arch), &self.options);
+            let touched = hazard::touched_early(&String::from_utf8_lossy(&ptx.map_err(|e| whose(e.to_string()))?));
+            if !touched.is_empty() {
+                return Err(whose(format!("registers of wgmma are touched before the wait:\n{}", touched.join("\n"))));
+            }
+        }
         usage(&image).ok_or_else(|| whose("the cubin's figures are not found; see cubin.rs".into()))
+    }
+
+    /// Whether it may multiply by warpgroups: its PTX is then read, too.
+    fn multiplies(&self) -> bool {
+        // The header has the word once.
+        self.arch == "90a" && self.source.matches("wgmma_commit()").count() > 1
     }
 
     /// Where the figures are kept, by everything that they depend on; nowhere but in a checkout.
     fn place(&self, compiler: &Compiler) -> Option<PathBuf> {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
         let library = compiler.file.as_ref().and_then(|f| Some((f, fs::metadata(f).ok()?.len())));
-        let all = format!("{:?} {library:?} {} {:?} {}", compiler.version, self.arch, self.options, self.source);
+        // Of programs whose PTX was not read, nothing else has changed.
+        let read = if self.multiplies() { "ptx" } else { "" };
+        let all = format!("{:?} {library:?} {}{read} {:?} {}", compiler.version, self.arch, self.options, self.source);
         let key: String = Sha256::digest(all).iter().map(|b| format!("{b:02x}")).collect();
         folder.is_dir().then(|| folder.join("nvrtc").join(key))
     }

@@ -1,6 +1,8 @@
 //! Depthwise convolution: each output channel reads one input channel, so there is no product to speak of; the loops run along rows.
 
 use super::ConvProblem;
+use crate::cpu::parallel::Each;
+use crate::{Result, cpu::memory};
 use rayon::prelude::*;
 
 /// The outputs `lo..hi` whose input index `out * stride + tap - pad` lies in `0..size`.
@@ -33,7 +35,7 @@ fn for_each_row(s: &ConvProblem, mut f: impl FnMut(usize, std::ops::Range<usize>
 
 pub fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32], s: &ConvProblem) {
     let (plane, p, taps, per) = (s.h * s.w, s.out_h() * s.out_w(), s.kernel[0] * s.kernel[1], s.o / s.c);
-    y.par_chunks_mut(per * p).enumerate().for_each(|(i, y)| {
+    y.par_chunks_mut(per * p).enumerate().each(|(i, y)| {
         let x = &x[i * plane..][..plane];
         for (q, y) in y.chunks_exact_mut(p).enumerate() {
             let o = i % s.c * per + q;
@@ -54,7 +56,7 @@ pub fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32], s: &Co
 
 pub fn backward_data(dy: &[f32], w: &[f32], dx: &mut [f32], s: &ConvProblem) {
     let (plane, p, taps, per) = (s.h * s.w, s.out_h() * s.out_w(), s.kernel[0] * s.kernel[1], s.o / s.c);
-    dx.par_chunks_mut(plane).enumerate().for_each(|(i, dx)| {
+    dx.par_chunks_mut(plane).enumerate().each(|(i, dx)| {
         dx.fill(0.0);
         for (q, dy) in dy[i * per * p..][..per * p].chunks_exact(p).enumerate() {
             let w = &w[(i % s.c * per + q) * taps..][..taps];
@@ -71,11 +73,11 @@ pub fn backward_data(dy: &[f32], w: &[f32], dx: &mut [f32], s: &ConvProblem) {
     });
 }
 
-pub fn backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvProblem) {
+pub fn backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvProblem) -> Result<()> {
     let (plane, p, taps, per) = (s.h * s.w, s.out_h() * s.out_w(), s.kernel[0] * s.kernel[1], s.o / s.c);
     // Each filter belongs to one task, which goes through the images in order.
-    dw.par_chunks_mut(taps).enumerate().for_each(|(o, dw)| {
-        let mut sums = vec![0.0f64; taps];
+    dw.par_chunks_mut(taps).enumerate().try_each(|(o, dw)| {
+        let mut sums = memory::filled(taps, 0.0f64)?;
         for n in 0..s.n {
             let x = &x[(n * s.c + o / per) * plane..][..plane];
             let dy = &dy[(n * s.o + o) * p..][..p];
@@ -89,7 +91,8 @@ pub fn backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvProblem) {
             });
         }
         dw.iter_mut().zip(sums).for_each(|(d, s)| *d = s as f32);
-    });
+        Ok(())
+    })
 }
 
 /// The dot product over the length of `a`, in interleaved partial sums.

@@ -4,8 +4,10 @@
 //! product per group does the arithmetic. Chunks depend on the shape only, so results do not depend on the number of threads.
 
 use super::ConvProblem;
+use crate::Result;
 use crate::cpu::buffers::Buffer;
 use crate::cpu::gemm::{Mat, MatMut, Threads, gemm};
+use crate::cpu::parallel::Each;
 use rayon::prelude::*;
 
 /// Enough columns for the product to run at full speed.
@@ -210,19 +212,19 @@ fn inner_threads(chunks: usize) -> Threads {
     if chunks == 1 { Threads::Pool } else { Threads::One }
 }
 
-pub fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32], s: &ConvProblem) {
+pub fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32], s: &ConvProblem) -> Result<()> {
     let plan = Plan::new(s);
     let Plan { p, k, cg, og, images, pointwise } = plan;
     let image_len = s.c * s.h * s.w;
     let threads = inner_threads(s.n.div_ceil(images));
-    y.par_chunks_mut(images * s.o * p).enumerate().for_each(|(chunk, y)| {
+    y.par_chunks_mut(images * s.o * p).enumerate().try_each(|(chunk, y)| {
         let count = y.len() / (s.o * p);
         let x = &x[chunk * images * image_len..][..count * image_len];
         let ld = count * p;
         // A single image needs neither unrolling (if pointwise) nor a second copy of the result.
         let direct = count == 1;
-        let mut col = Buffer::<f32>::stale(if direct && pointwise { 0 } else { k * ld });
-        let mut out = Buffer::<f32>::stale(if direct { 0 } else { og * ld });
+        let mut col = Buffer::<f32>::stale(if direct && pointwise { 0 } else { k * ld })?;
+        let mut out = Buffer::<f32>::stale(if direct { 0 } else { og * ld })?;
         for g in 0..s.groups {
             let weights = Mat::row_major(&w[g * og * k..], k);
             let channels = |i: usize| &x[i * image_len + g * cg * s.h * s.w..][..cg * s.h * s.w];
@@ -262,7 +264,8 @@ pub fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32], s: &Co
                 }
             }
         }
-    });
+        Ok(())
+    })
 }
 
 /// Gathers the group's rows of dy of `count` images into (og, count * p).
@@ -274,18 +277,18 @@ fn gather_dy(dy: &[f32], out: &mut [f32], o_all: usize, first: usize, p: usize, 
     }
 }
 
-pub fn backward_data(dy: &[f32], w: &[f32], dx: &mut [f32], s: &ConvProblem) {
+pub fn backward_data(dy: &[f32], w: &[f32], dx: &mut [f32], s: &ConvProblem) -> Result<()> {
     let plan = Plan::new(s);
     let Plan { p, k, cg, og, images, pointwise } = plan;
     let image_len = s.c * s.h * s.w;
     let threads = inner_threads(s.n.div_ceil(images));
-    dx.par_chunks_mut(images * image_len).enumerate().for_each(|(chunk, dx)| {
+    dx.par_chunks_mut(images * image_len).enumerate().try_each(|(chunk, dx)| {
         let count = dx.len() / image_len;
         let dy = &dy[chunk * images * s.o * p..][..count * s.o * p];
         let ld = count * p;
         let direct = count == 1;
-        let mut col = Buffer::<f32>::stale(if direct && pointwise { 0 } else { k * ld });
-        let mut rows = Buffer::<f32>::stale(if direct { 0 } else { og * ld });
+        let mut col = Buffer::<f32>::stale(if direct && pointwise { 0 } else { k * ld })?;
+        let mut rows = Buffer::<f32>::stale(if direct { 0 } else { og * ld })?;
         if !pointwise {
             dx.fill(0.0);
         }
@@ -314,7 +317,8 @@ pub fn backward_data(dy: &[f32], w: &[f32], dx: &mut [f32], s: &ConvProblem) {
                 }
             }
         }
-    });
+        Ok(())
+    })
 }
 
 /// Partial sums of the weight gradient: at most this many, so that their memory and the final addition stay small.
@@ -322,7 +326,7 @@ const PARTS: usize = 8;
 /// Elements of all partial sums together (32 MiB); large weights get fewer parts.
 const PARTS_LEN: usize = 1 << 23;
 
-pub fn backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvProblem) {
+pub fn backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvProblem) -> Result<()> {
     let plan = Plan::new(s);
     let Plan { p, k, cg, og, images, .. } = plan;
     let image_len = s.c * s.h * s.w;
@@ -333,10 +337,10 @@ pub fn backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvProblem) {
     let threads = inner_threads(parts);
     let w_len = dw.len();
     // The product repacks the operand along the contiguous side of its result, so that should be the smaller one: sums are kept as (k, og) per group.
-    let mut sums = Buffer::<f32>::stale(parts * w_len);
-    sums.par_chunks_mut(w_len).enumerate().for_each(|(part, sum)| {
-        let mut col = Buffer::<f32>::stale(k * images * p);
-        let mut rows = Buffer::<f32>::stale(if images == 1 { 0 } else { og * images * p });
+    let mut sums = Buffer::<f32>::stale(parts * w_len)?;
+    sums.par_chunks_mut(w_len).enumerate().try_each(|(part, sum)| -> Result<()> {
+        let mut col = Buffer::<f32>::stale(k * images * p)?;
+        let mut rows = Buffer::<f32>::stale(if images == 1 { 0 } else { og * images * p })?;
         for chunk in part * chunks_per_part..((part + 1) * chunks_per_part).min(chunks) {
             let first = chunk * images;
             let count = images.min(s.n - first);
@@ -358,10 +362,11 @@ pub fn backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvProblem) {
                 gemm(k, og, ld, 1.0, Mat::row_major(&col[..k * ld], ld), Mat::row_major(rows, ld).t(), beta, sum, threads);
             }
         }
-    });
+        Ok(())
+    })?;
     let (total, others) = sums.split_at_mut(w_len);
     const PIECE: usize = 1 << 12;
-    total.par_chunks_mut(PIECE).enumerate().for_each(|(piece, total)| {
+    total.par_chunks_mut(PIECE).enumerate().each(|(piece, total)| {
         for other in others.chunks_exact(w_len) {
             total.iter_mut().zip(&other[piece * PIECE..]).for_each(|(t, v)| *t += v);
         }
@@ -369,8 +374,8 @@ pub fn backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvProblem) {
     // Back to (og, k), eight filters at a time so that each line of the sums is used whole.
     const FILTERS: usize = 8;
     let total = &*total;
-    dw.par_chunks_mut(og * k).zip(total.par_chunks(og * k)).for_each(|(dw, total)| {
-        dw.par_chunks_mut(FILTERS * k).enumerate().for_each(|(block, dw)| {
+    dw.par_chunks_mut(og * k).zip(total.par_chunks(og * k)).each(|(dw, total)| {
+        dw.par_chunks_mut(FILTERS * k).enumerate().each(|(block, dw)| {
             for (j, line) in total.chunks_exact(og).enumerate() {
                 for (o, dw) in dw.chunks_exact_mut(k).enumerate() {
                     dw[j] = line[block * FILTERS + o];
@@ -378,4 +383,5 @@ pub fn backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvProblem) {
             }
         });
     });
+    Ok(())
 }

@@ -11,13 +11,15 @@ mod tiles;
 mod winograd;
 mod winograd_grad;
 
+use crate::cpu::parallel::Each;
+use crate::{Result, cpu::memory};
 use rayon::prelude::*;
 
 pub use crate::conv::problem::ConvProblem;
 
 impl ConvProblem {
     /// Whether the attributes describe a convolution at all; the message says what is wrong.
-    pub fn validate(&self) -> Result<(), String> {
+    pub fn validate(&self) -> std::result::Result<(), String> {
         let Self { c, o, groups, kernel, stride, dilation, padding, h, w, .. } = *self;
         if groups == 0 || c % groups != 0 || o % groups != 0 {
             return Err(format!("{groups} groups do not divide {c} input and {o} output channels"));
@@ -66,49 +68,51 @@ impl ConvProblem {
 }
 
 /// y = conv(x, w) + bias.
-pub fn conv2d_forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32], s: &ConvProblem) {
+pub fn conv2d_forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32], s: &ConvProblem) -> Result<()> {
     s.check(x, w, y);
     assert!(bias.is_none_or(|b| b.len() == s.o), "conv2d: the bias needs one value per output channel");
     if y.is_empty() {
-        return;
+        return Ok(());
     }
     if s.suits_winograd() {
-        winograd::forward(x, w, bias, y, s);
+        winograd::forward(x, w, bias, y, s)
     } else if s.is_depthwise() {
         depthwise::forward(x, w, bias, y, s);
+        Ok(())
     } else {
-        im2col::forward(x, w, bias, y, s);
+        im2col::forward(x, w, bias, y, s)
     }
 }
 
 /// dx = the gradient with respect to x (overwritten).
-pub fn conv2d_backward_data(dy: &[f32], w: &[f32], dx: &mut [f32], s: &ConvProblem) {
+pub fn conv2d_backward_data(dy: &[f32], w: &[f32], dx: &mut [f32], s: &ConvProblem) -> Result<()> {
     s.check(dx, w, dy);
     if dx.is_empty() {
-        return;
+        return Ok(());
     }
     if s.suits_winograd() {
-        winograd::backward_data(dy, w, dx, s);
+        winograd::backward_data(dy, w, dx, s)
     } else if s.is_depthwise() {
         depthwise::backward_data(dy, w, dx, s);
+        Ok(())
     } else {
-        im2col::backward_data(dy, w, dx, s);
+        im2col::backward_data(dy, w, dx, s)
     }
 }
 
 /// dw = the gradient with respect to the weights (overwritten).
-pub fn conv2d_backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvProblem) {
+pub fn conv2d_backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvProblem) -> Result<()> {
     s.check(x, dw, dy);
     if dy.is_empty() {
         dw.fill(0.0);
-        return;
+        return Ok(());
     }
     if s.suits_winograd() {
-        winograd_grad::backward_weight(x, dy, dw, s);
+        winograd_grad::backward_weight(x, dy, dw, s)
     } else if s.is_depthwise() {
-        depthwise::backward_weight(x, dy, dw, s);
+        depthwise::backward_weight(x, dy, dw, s)
     } else {
-        im2col::backward_weight(x, dy, dw, s);
+        im2col::backward_weight(x, dy, dw, s)
     }
 }
 
@@ -116,27 +120,25 @@ pub fn conv2d_backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvPro
 const BIAS_PART: usize = 16;
 
 /// db[o] = the sum of dy over images and pixels (overwritten); dy is (n, o, pixels).
-pub fn conv2d_backward_bias(dy: &[f32], db: &mut [f32], n: usize, pixels: usize) {
+pub fn conv2d_backward_bias(dy: &[f32], db: &mut [f32], n: usize, pixels: usize) -> Result<()> {
     let o = db.len();
     assert_eq!(dy.len(), n * o * pixels, "conv2d: dy does not match the bias");
     db.fill(0.0);
     if dy.is_empty() {
-        return;
+        return Ok(());
     }
     // One row of sums per fixed part, added up in order.
-    let sums: Vec<Vec<f64>> = dy
-        .par_chunks(BIAS_PART * o * pixels)
-        .map(|part| {
-            let mut sums = vec![0.0f64; o];
-            for image in part.chunks_exact(o * pixels) {
-                for (sum, plane) in sums.iter_mut().zip(image.chunks_exact(pixels)) {
-                    *sum += crate::cpu::elementwise::sum(plane) as f64;
-                }
+    let part_len = BIAS_PART * o * pixels;
+    let mut sums = memory::filled(dy.len().div_ceil(part_len) * o, 0.0f64)?;
+    sums.par_chunks_mut(o).zip(dy.par_chunks(part_len)).each(|(sums, part)| {
+        for image in part.chunks_exact(o * pixels) {
+            for (sum, plane) in sums.iter_mut().zip(image.chunks_exact(pixels)) {
+                *sum += crate::cpu::elementwise::sum(plane) as f64;
             }
-            sums
-        })
-        .collect();
+        }
+    });
     for (i, out) in db.iter_mut().enumerate() {
-        *out = sums.iter().map(|part| part[i]).sum::<f64>() as f32;
+        *out = sums.chunks_exact(o).map(|part| part[i]).sum::<f64>() as f32;
     }
+    Ok(())
 }

@@ -46,6 +46,12 @@ impl Grid {
         self
     }
 
+    /// Pixels of the largest patch of one band: what the transforms read, tiles of `input` rows that lie `out` apart.
+    pub fn patch_len(&self, input: usize, out: usize) -> usize {
+        let along = |tiles: usize| tiles.saturating_mul(out).saturating_add(input - out);
+        along(self.band).saturating_mul(along(self.across))
+    }
+
     pub fn bands(&self) -> usize {
         self.down.div_ceil(self.band)
     }

@@ -3,8 +3,11 @@
 use super::ConvProblem;
 use super::bilinear::{Bilinear, F2, Row3};
 use super::tiles::{Filters, Grid, Place, filter_transform, input_transform, output_transform, xi_stride};
+use crate::Result;
 use crate::cpu::buffers::Buffer;
 use crate::cpu::gemm::{Mat, MatMut, Threads, gemm};
+use crate::cpu::memory;
+use crate::cpu::parallel::Each;
 use rayon::prelude::*;
 
 /// The shape of the correlation behind the forward direction.
@@ -32,12 +35,12 @@ pub(super) fn is_row3(s: &ConvProblem) -> bool {
     (s.h, s.w, s.padding) == (3, 3, [1; 4])
 }
 
-pub fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32], s: &ConvProblem) {
+pub fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32], s: &ConvProblem) -> Result<()> {
     let f = Filters { w, rows: s.c, lanes: s.o, row_step: 9, lane_step: 9 * s.c, flip: false };
-    run(x, f, bias, y, forward_grid(s), is_row3(s));
+    run(x, f, bias, y, forward_grid(s), is_row3(s))
 }
 
-pub fn backward_data(dy: &[f32], w: &[f32], dx: &mut [f32], s: &ConvProblem) {
+pub fn backward_data(dy: &[f32], w: &[f32], dx: &mut [f32], s: &ConvProblem) -> Result<()> {
     let f = Filters { w, rows: s.o, lanes: s.c, row_step: 9 * s.c, lane_step: 9, flip: true };
     let [top, left, ..] = s.padding;
     let g = Grid {
@@ -55,14 +58,14 @@ pub fn backward_data(dy: &[f32], w: &[f32], dx: &mut [f32], s: &ConvProblem) {
         images: 0,
         band: 0,
     };
-    run(dy, f, None, dx, g, is_row3(s));
+    run(dy, f, None, dx, g, is_row3(s))
 }
 
-fn run(x: &[f32], f: Filters, bias: Option<&[f32]>, y: &mut [f32], g: Grid, row3: bool) {
+fn run(x: &[f32], f: Filters, bias: Option<&[f32]>, y: &mut [f32], g: Grid, row3: bool) -> Result<()> {
     if row3 {
-        correlate::<Row3, 3, 5, 3>(x, f, bias, y, Grid { top: 0, left: 0, ..g }.with_pieces(3, piece_tiles(&g)));
+        correlate::<Row3, 3, 5, 3>(x, f, bias, y, Grid { top: 0, left: 0, ..g }.with_pieces(3, piece_tiles(&g)))
     } else {
-        correlate::<F2, 4, 4, 2>(x, f, bias, y, g.with_pieces(2, piece_tiles(&g)));
+        correlate::<F2, 4, 4, 2>(x, f, bias, y, g.with_pieces(2, piece_tiles(&g)))
     }
 }
 
@@ -90,7 +93,7 @@ fn transform_filters<A: Bilinear<IN, MUL, OUT>, const IN: usize, const MUL: usiz
             task.push(rows);
         }
     }
-    tasks.par_iter_mut().enumerate().for_each(|(i, u)| filter_transform::<A, IN, MUL, OUT>(f, i * ROWS, u));
+    tasks.par_iter_mut().enumerate().each(|(i, u)| filter_transform::<A, IN, MUL, OUT>(f, i * ROWS, u));
 }
 
 fn correlate<A: Bilinear<IN, MUL, OUT>, const IN: usize, const MUL: usize, const OUT: usize>(
@@ -99,21 +102,21 @@ fn correlate<A: Bilinear<IN, MUL, OUT>, const IN: usize, const MUL: usize, const
     bias: Option<&[f32]>,
     y: &mut [f32],
     g: Grid,
-) {
+) -> Result<()> {
     let (cp, op, products) = (g.cp(), g.op(), MUL * MUL);
     let u_stride = xi_stride(g.c, op);
-    let mut u = Buffer::<f32>::stale(products * u_stride);
+    let mut u = Buffer::<f32>::stale(products * u_stride)?;
     transform_filters::<A, IN, MUL, OUT>(f, op, &mut u);
     let u = &u[..];
     let (x_len, y_len) = (g.c * g.h * g.w, g.o * g.out_h * g.out_w);
     let (v_stride, m_stride) = (xi_stride(g.tiles(), cp), xi_stride(g.tiles(), op));
     let alone = g.n <= g.images;
-    y.par_chunks_mut(g.images * y_len).enumerate().for_each(|(group, y)| {
+    y.par_chunks_mut(g.images * y_len).enumerate().try_each(|(group, y)| {
         let x = &x[group * g.images * x_len..];
         let count = y.len() / y_len;
-        let mut v = Buffer::<f32>::stale(products * v_stride);
-        let mut m = Buffer::<f32>::stale(products * m_stride);
-        let mut patch = Vec::new();
+        let mut v = Buffer::<f32>::stale(products * v_stride)?;
+        let mut m = Buffer::<f32>::stale(products * m_stride)?;
+        let mut patch = memory::reserved(g.patch_len(IN, OUT))?;
         for band in 0..g.bands() {
             let (row0, rows) = g.band_rows(band);
             let per_image = rows * g.across;
@@ -127,7 +130,7 @@ fn correlate<A: Bilinear<IN, MUL, OUT>, const IN: usize, const MUL: usize, const
             };
             // With a single group the products are what can be shared out.
             if alone {
-                m.par_chunks_exact_mut(m_stride).enumerate().for_each(|(xi, m)| product(xi, m));
+                m.par_chunks_exact_mut(m_stride).enumerate().each(|(xi, m)| product(xi, m));
             } else {
                 m.chunks_exact_mut(m_stride).enumerate().for_each(|(xi, m)| product(xi, m));
             }
@@ -135,5 +138,6 @@ fn correlate<A: Bilinear<IN, MUL, OUT>, const IN: usize, const MUL: usize, const
                 output_transform::<A, IN, MUL, OUT>(&g, &m, place(i, m_stride), bias, &mut patch, y);
             }
         }
-    });
+        Ok(())
+    })
 }

@@ -5,8 +5,11 @@ use super::bilinear::{Bilinear, F2, Row3};
 use super::lanes::LANES;
 use super::tiles::{Grid, Place, filter_adjoint, input_transform, output_adjoint, xi_stride};
 use super::winograd::{forward_grid, is_row3, piece_tiles};
+use crate::Result;
 use crate::cpu::buffers::Buffer;
 use crate::cpu::gemm::{Mat, MatMut, Threads, gemm};
+use crate::cpu::memory;
+use crate::cpu::parallel::Each;
 use rayon::prelude::*;
 
 /// Elements of transformed data per round (16 MiB): the rounds alternate between transforming and multiplying, so this should stay within the last cache.
@@ -18,12 +21,12 @@ const OWN: usize = 1 << 21;
 /// Copies of the products, each summing over a fixed part of the pieces.
 const PARTS: usize = 8;
 
-pub fn backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvProblem) {
+pub fn backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvProblem) -> Result<()> {
     let g = forward_grid(s);
     if is_row3(s) {
-        gradient::<Row3, 3, 5, 3>(x, dy, dw, Grid { top: 0, left: 0, ..g });
+        gradient::<Row3, 3, 5, 3>(x, dy, dw, Grid { top: 0, left: 0, ..g })
     } else {
-        gradient::<F2, 4, 4, 2>(x, dy, dw, g);
+        gradient::<F2, 4, 4, 2>(x, dy, dw, g)
     }
 }
 
@@ -60,12 +63,12 @@ impl Work<'_> {
         &self,
         piece: usize,
         data: &mut [f32],
-    ) {
+    ) -> Result<()> {
         let g = &self.g;
         let (x_len, y_len) = (g.c * g.h * g.w, g.o * g.out_h * g.out_w);
         let (first, count, row0, rows) = self.extent(piece);
         let (v, z) = data.split_at_mut(self.products * self.v_stride);
-        let mut patch = Vec::new();
+        let mut patch = memory::reserved(g.patch_len(IN, OUT))?;
         for image in 0..count {
             let place = |stride: usize| Place { row0, rows, t0: image * rows * g.across, stride };
             let x = &self.x[(first + image) * x_len..][..x_len];
@@ -73,6 +76,7 @@ impl Work<'_> {
             input_transform::<A, IN, MUL, OUT>(g, x, place(self.v_stride), &mut patch, v);
             output_adjoint::<A, IN, MUL, OUT>(g, dy, place(self.z_stride), &mut patch, z);
         }
+        Ok(())
     }
 
     /// Adds a piece's share to rows `first..` of the products `xi` (or sets them).
@@ -92,7 +96,7 @@ fn gradient<A: Bilinear<IN, MUL, OUT>, const IN: usize, const MUL: usize, const 
     dy: &[f32],
     dw: &mut [f32],
     g: Grid,
-) {
+) -> Result<()> {
     let (cp, op, products) = (g.cp(), g.op(), MUL * MUL);
     let m_stride = g.o * cp + LANES;
     let m_len = products * m_stride;
@@ -101,15 +105,15 @@ fn gradient<A: Bilinear<IN, MUL, OUT>, const IN: usize, const MUL: usize, const 
     let work = Work { g, x, dy, v_stride: xi_stride(g.tiles(), cp), z_stride: xi_stride(g.tiles(), op), m_stride, products };
     let per_part = work.pieces().div_ceil(PARTS);
     let parts = if own { work.pieces().div_ceil(per_part) } else { 1 };
-    let mut m = Buffer::<f32>::stale(parts * m_len);
+    let mut m = Buffer::<f32>::stale(parts * m_len)?;
     if own {
-        by_parts::<A, IN, MUL, OUT>(&work, per_part, &mut m);
+        by_parts::<A, IN, MUL, OUT>(&work, per_part, &mut m)?;
     } else {
-        by_rounds::<A, IN, MUL, OUT>(&work, &mut m);
+        by_rounds::<A, IN, MUL, OUT>(&work, &mut m)?;
     }
     let (m, others) = m.split_at_mut(m_len);
     if !others.is_empty() {
-        m.par_chunks_mut(m_stride).enumerate().for_each(|(xi, m)| {
+        m.par_chunks_mut(m_stride).enumerate().each(|(xi, m)| {
             for other in others.chunks_exact(m_len) {
                 m[..g.o * cp].iter_mut().zip(&other[xi * m_stride..]).for_each(|(m, o)| *m += o);
             }
@@ -119,7 +123,8 @@ fn gradient<A: Bilinear<IN, MUL, OUT>, const IN: usize, const MUL: usize, const 
     let m = &*m;
     dw.par_chunks_mut(KERNELS * g.c * 9)
         .enumerate()
-        .for_each(|(i, dw)| filter_adjoint::<A, IN, MUL, OUT>(&g, m, m_stride, i * KERNELS, dw));
+        .each(|(i, dw)| filter_adjoint::<A, IN, MUL, OUT>(&g, m, m_stride, i * KERNELS, dw));
+    Ok(())
 }
 
 /// Each part has products of its own and goes through its pieces, which stay in the inner cache.
@@ -127,35 +132,42 @@ fn by_parts<A: Bilinear<IN, MUL, OUT>, const IN: usize, const MUL: usize, const 
     work: &Work,
     per_part: usize,
     m: &mut [f32],
-) {
+) -> Result<()> {
     let len = work.g.o * work.g.cp();
-    m.par_chunks_exact_mut(work.products * work.m_stride).enumerate().for_each(|(part, m)| {
-        let mut data = Buffer::<f32>::stale(work.piece_len());
+    m.par_chunks_exact_mut(work.products * work.m_stride).enumerate().try_each(|(part, m)| {
+        let mut data = Buffer::<f32>::stale(work.piece_len())?;
         for piece in part * per_part..((part + 1) * per_part).min(work.pieces()) {
-            work.transform::<A, IN, MUL, OUT>(piece, &mut data);
+            work.transform::<A, IN, MUL, OUT>(piece, &mut data)?;
             for (xi, m) in m.chunks_exact_mut(work.m_stride).enumerate() {
                 work.multiply(piece, &data, xi, 0, &mut m[..len], piece == part * per_part);
             }
         }
-    });
+        Ok(())
+    })
 }
 
 /// All threads transform a round of pieces and then share out its products, of which there is one copy.
-fn by_rounds<A: Bilinear<IN, MUL, OUT>, const IN: usize, const MUL: usize, const OUT: usize>(work: &Work, m: &mut [f32]) {
+fn by_rounds<A: Bilinear<IN, MUL, OUT>, const IN: usize, const MUL: usize, const OUT: usize>(
+    work: &Work,
+    m: &mut [f32],
+) -> Result<()> {
     let (piece_len, cp) = (work.piece_len(), work.g.cp());
     let per_round = (ROUND / piece_len).max(2).min(work.pieces());
-    let mut data = Buffer::<f32>::stale(per_round * piece_len);
+    let mut data = Buffer::<f32>::stale(per_round * piece_len)?;
     for start in (0..work.pieces()).step_by(per_round) {
         let in_round = per_round.min(work.pieces() - start);
         let data = &mut data[..in_round * piece_len];
-        data.par_chunks_exact_mut(piece_len).enumerate().for_each(|(i, data)| work.transform::<A, IN, MUL, OUT>(start + i, data));
+        data.par_chunks_exact_mut(piece_len)
+            .enumerate()
+            .try_each(|(i, data)| work.transform::<A, IN, MUL, OUT>(start + i, data))?;
         let data = &*data;
-        m.par_chunks_exact_mut(work.m_stride).enumerate().for_each(|(xi, m)| {
-            m[..work.g.o * cp].par_chunks_mut(ROWS * cp).enumerate().for_each(|(block, m)| {
+        m.par_chunks_exact_mut(work.m_stride).enumerate().each(|(xi, m)| {
+            m[..work.g.o * cp].par_chunks_mut(ROWS * cp).enumerate().each(|(block, m)| {
                 for (i, data) in data.chunks_exact(piece_len).enumerate() {
                     work.multiply(start + i, data, xi, block * ROWS, m, start + i == 0);
                 }
             });
         });
     }
+    Ok(())
 }

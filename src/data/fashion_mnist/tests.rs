@@ -278,7 +278,7 @@ fn the_full_set_of_this_machine() {
         println!("skipped: no {SYSTEM_FOLDER}");
         return;
     }
-    let mut places = Places::of_this_machine();
+    let mut places = Places::of_this_machine().unwrap();
     (places.data, places.cache, places.offline) = (None, None, true);
     let data = Options::default().load_from(&places, &FILES, &mut |_, _, _| {}).unwrap();
     assert_eq!(data.source, Source::System(SYSTEM_FOLDER.into()));

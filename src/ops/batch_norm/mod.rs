@@ -274,9 +274,9 @@ impl Array {
         *self = real_type!(op, self.dtype(), F => {
             let (a, b) = (self.real::<F>(op)?, recent.real::<F>(op)?);
             let (keep, take) = (momentum as F, (1.0 - momentum) as F);
-            let mut out = Buffer::<F>::stale(a.len());
+            let mut out = Buffer::<F>::stale(a.len())?;
             parallel::zip(&mut out, &a, &b, |a, b| keep * a + take * b);
-            Ok(Array::from_real(out, self.shape(), self.dtype()).with_layout(self.layout()))
+            Ok(Array::from_real(out, self.shape(), self.dtype())?.with_layout(self.layout()))
         })?;
         Ok(())
     }

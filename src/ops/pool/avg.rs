@@ -68,13 +68,13 @@ impl Op for AvgPool2d {
         let rows = x.to_layout(Layout::RowMajor)?;
         let y = real_type!(self.name(), dtype, F => {
             let rows = rows.real::<F>(self.name())?;
-            let mut y = Buffer::<F>::zeros(numel(&shape));
+            let mut y = Buffer::<F>::zeros(numel(&shape))?;
             if F::DTYPE == DType::F32 && ordinary(&s) {
-                avg_pool_forward(bytemuck::cast_slice(&rows), bytemuck::cast_slice_mut(&mut y), &s);
+                avg_pool_forward(bytemuck::cast_slice(&rows), bytemuck::cast_slice_mut(&mut y), &s)?;
             } else {
                 shares::<F>(&s, |ix, iy, share| y[iy] += rows[ix] * share);
             }
-            Ok(Array::from_real(y, &shape, dtype))
+            Array::from_real(y, &shape, dtype)
         })?;
         saved.outputs(self.name(), inputs, vec![y.to_layout(x.layout())?])
     }
@@ -91,13 +91,13 @@ impl Op for AvgPool2d {
         let rows = dy.to_layout(Layout::RowMajor)?;
         let dx = real_type!(self.name(), dtype, F => {
             let rows = rows.real::<F>(self.name())?;
-            let mut dx = Buffer::<F>::zeros(s.x_len());
+            let mut dx = Buffer::<F>::zeros(s.x_len())?;
             if F::DTYPE == DType::F32 && ordinary(&s) {
-                avg_pool_backward(bytemuck::cast_slice(&rows), bytemuck::cast_slice_mut(&mut dx), &s);
+                avg_pool_backward(bytemuck::cast_slice(&rows), bytemuck::cast_slice_mut(&mut dx), &s)?;
             } else {
                 shares::<F>(&s, |ix, iy, share| dx[ix] += rows[iy] * share);
             }
-            Ok(Array::from_real(dx, saved.shape(0), dtype))
+            Array::from_real(dx, saved.shape(0), dtype)
         })?;
         Ok(vec![Some(dx.to_layout(dy.layout())?)])
     }

@@ -82,12 +82,12 @@ impl Op for GlobalAvgPool2d {
         let rows = x.to_layout(Layout::RowMajor)?;
         let y = real_type!(self.name(), dtype, F => {
             let rows = rows.real::<F>(self.name())?;
-            let mut y = Buffer::<F>::stale(n * c);
+            let mut y = Buffer::<F>::stale(n * c)?;
             // In double precision, which costs nothing beside the reading.
             let mean = |plane: &[F]| plane.iter().map(|v| v.to_f64()).sum::<f64>() / size as f64;
             let run = |i: usize, y: &mut [F]| y.iter_mut().for_each(|y| *y = F::from_f64(mean(&rows[i * size..][..size])));
             parallel::rows(&mut y, 1, run);
-            Ok(Array::from_real(y, &shape, dtype))
+            Array::from_real(y, &shape, dtype)
         })?;
         saved.outputs(self.name(), inputs, vec![y.to_layout(x.layout())?])
     }
@@ -112,9 +112,9 @@ impl Op for GlobalAvgPool2d {
         let dx = real_type!(self.name(), dtype, F => {
             // In either layout dy is (N, C) in memory.
             let dy = dy.real::<F>(self.name())?;
-            let mut dx = Buffer::<F>::stale(n * c * size);
+            let mut dx = Buffer::<F>::stale(n * c * size)?;
             parallel::rows(&mut dx, size, |i, dx| dx.fill(dy[i] / F::from_f64(size as f64)));
-            Ok(Array::from_real(dx, saved.shape(0), dtype))
+            Array::from_real(dx, saved.shape(0), dtype)
         })?;
         Ok(vec![Some(dx.to_layout(dy.layout())?)])
     }
@@ -132,6 +132,7 @@ impl Tensor {
     /// assert_eq!(Tensor::new(x).global_avg_pool2d()?.to_vec()?, [1.5, 5.5]);
     /// # Ok::<(), hadal::Error>(())
     /// ```
+    #[doc(alias = "adaptive_avg_pool2d")]
     pub fn global_avg_pool2d(&self) -> Result<Tensor> {
         apply1(GlobalAvgPool2d, &[self])
     }

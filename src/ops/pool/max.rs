@@ -25,7 +25,7 @@ use crate::{
 pub struct MaxPool2d(pub PoolOptions);
 
 /// On the host: the winners' places in their planes, two i32 in each i64 (there is no dtype i32).
-fn places_of(outputs: usize) -> Buffer<i64> {
+fn places_of(outputs: usize) -> Result<Buffer<i64>> {
     Buffer::stale(outputs.div_ceil(2))
 }
 
@@ -103,18 +103,18 @@ impl Op for MaxPool2d {
         }
         let rows = x.to_layout(Layout::RowMajor)?;
         let outputs = numel(&shape);
-        let mut places = places_of(outputs);
+        let mut places = places_of(outputs)?;
         let y = real_type!(self.name(), dtype, F => {
             let rows = rows.real::<F>(self.name())?;
             let places = &mut bytemuck::cast_slice_mut::<i64, i32>(&mut places)[..outputs];
-            let mut y = Buffer::<F>::stale(outputs);
+            let mut y = Buffer::<F>::stale(outputs)?;
             if F::DTYPE == DType::F32 && ordinary(&s) {
                 let places = saved.wanted().then_some(places);
-                max_pool_forward(bytemuck::cast_slice(&rows), bytemuck::cast_slice_mut(&mut y), places, &s);
+                max_pool_forward(bytemuck::cast_slice(&rows), bytemuck::cast_slice_mut(&mut y), places, &s)?;
             } else {
                 reference(&rows, &mut y, places, &s);
             }
-            Ok(Array::from_real(y, &shape, dtype))
+            Array::from_real(y, &shape, dtype)
         })?;
         if saved.wanted() {
             let words = [places.len()];
@@ -138,7 +138,7 @@ impl Op for MaxPool2d {
         let places = &bytemuck::cast_slice::<i64, i32>(places.as_slice()?)[..dy.len()];
         let dx = real_type!(self.name(), dtype, F => {
             let rows = rows.real::<F>(self.name())?;
-            let mut dx = Buffer::<F>::zeros(s.x_len());
+            let mut dx = Buffer::<F>::zeros(s.x_len())?;
             if F::DTYPE == DType::F32 && ordinary(&s) {
                 max_pool_backward(bytemuck::cast_slice(&rows), places, bytemuck::cast_slice_mut(&mut dx), &s);
             } else {
@@ -147,7 +147,7 @@ impl Op for MaxPool2d {
                     dx[i / outputs * s.h * s.w + at as usize] += v;
                 }
             }
-            Ok(Array::from_real(dx, saved.shape(0), dtype))
+            Array::from_real(dx, saved.shape(0), dtype)
         })?;
         Ok(vec![Some(dx.to_layout(dy.layout())?)])
     }

@@ -9,11 +9,8 @@ pub use avg::AvgPool2d;
 pub use global::GlobalAvgPool2d;
 pub use max::MaxPool2d;
 
-use super::{
-    operands::countable,
-    window::{Padding, Pair, Window},
-};
-use crate::{Error, Result, cpu::pooling::PoolShape};
+use super::window::{Padding, Pair, Window};
+use crate::{Error, Result, cpu::pooling::PoolShape, shape::checked_numel};
 
 /// The attributes of a pooling; each setter takes one number for both axes or `[height, width]`.
 ///
@@ -89,7 +86,7 @@ impl PoolOptions {
         if (0..4).any(|side| padding[side] >= kernel[side % 2]) {
             return Err(Error::invalid(op, format!("the padding must be smaller than the window: {window}")));
         }
-        countable(op, &[n, c, oh, ow])?;
+        checked_numel(op, &[n, c, oh, ow])?;
         let (ceil_mode, count_include_pad) = (self.ceil_mode, self.count_include_pad);
         Ok((PoolShape { planes: n * c, h, w, kernel, stride, padding, ceil_mode, count_include_pad }, [n, c, oh, ow]))
     }
@@ -101,7 +98,8 @@ fn under(s: &PoolShape, axis: usize, o: usize) -> std::ops::Range<usize> {
     start.saturating_sub(pad)..(start + s.kernel[axis]).saturating_sub(pad).min(size)
 }
 
-/// True when the window is of an ordinary size, so that memory in proportion to it is no matter.
+/// True when the window is of an ordinary size: the fast paths take memory and time in proportion to its width, the plain loops
+/// to the elements inside.
 fn ordinary(s: &PoolShape) -> bool {
-    s.kernel[1] <= s.w.max(1024)
+    s.scratch() <= (32 * s.h * s.w).max(1 << 14)
 }

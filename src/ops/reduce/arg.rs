@@ -73,12 +73,14 @@ fn run(op: &'static str, x: &Array, plan: &Plan, largest: bool, want: (bool, boo
     }
     number_type!(x.dtype(), T => {
         let x_ = T::elements(x, op)?;
-        let y = cpu::extremum::<T>(&x_, plan, largest);
-        let index = want.1.then(|| {
-            let index = cpu::places(&x_, plan, &y);
-            i64::array(index, &plan.shape, DType::I64).with_layout(plan.layout)
-        });
-        Ok((want.0.then(|| T::array(y, &plan.shape, x.dtype()).with_layout(plan.layout)), index))
+        let y = cpu::extremum::<T>(&x_, plan, largest)?;
+        let array = |a: Array| a.with_layout(plan.layout);
+        let index = match want.1 {
+            true => Some(array(i64::array(cpu::places(&x_, plan, &y)?, &plan.shape, DType::I64)?)),
+            false => None,
+        };
+        let y = if want.0 { Some(array(T::array(y, &plan.shape, x.dtype())?)) } else { None };
+        Ok((y, index))
     })
 }
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::{
     Array, Result,
-    cpu::{buffers::Buffer, parallel},
+    cpu::{buffers::Buffer, memory, parallel},
     dtype::Real,
 };
 
@@ -20,7 +20,7 @@ const TASK: usize = 16 << 10;
 const COLUMNS: usize = 1024;
 
 /// What is accumulated for each output.
-pub(super) fn fold<T: Number>(x: &[T], plan: &Plan, how: Fold) -> Buffer<T::Wide> {
+pub(super) fn fold<T: Number>(x: &[T], plan: &Plan, how: Fold) -> Result<Buffer<T::Wide>> {
     type W<T> = <T as Number>::Wide;
     let (zero, one) = (W::<T>::ZERO, W::<T>::ONE);
     match how {
@@ -31,7 +31,7 @@ pub(super) fn fold<T: Number>(x: &[T], plan: &Plan, how: Fold) -> Buffer<T::Wide
 }
 
 /// The largest (smallest) element of each output; NaN if there is one.
-pub(super) fn extremum<T: Number>(x: &[T], plan: &Plan, largest: bool) -> Buffer<T> {
+pub(super) fn extremum<T: Number>(x: &[T], plan: &Plan, largest: bool) -> Result<Buffer<T>> {
     let max = |acc: T, x: T| if x > acc || x.is_nan() { x } else { acc };
     let min = |acc: T, x: T| if x < acc || x.is_nan() { x } else { acc };
     if largest { run(x, plan, T::LOWEST, max, max) } else { run(x, plan, T::HIGHEST, min, min) }
@@ -44,13 +44,13 @@ fn run<T: Number, A: Number>(
     init: A,
     step: impl Fn(A, T) -> A + Sync,
     merge: impl Fn(A, A) -> A + Sync,
-) -> Buffer<A> {
+) -> Result<Buffer<A>> {
     if T::DTYPE == crate::DType::F64 {
         let one = |o| {
             let base = offset(&plan.kept, o);
             by_halves(0..plan.count, init, &|acc, r| step(acc, x[base + offset(&plan.reduced, r)]), &merge)
         };
-        return Buffer::from_vec((0..plan.outputs).map(one).collect());
+        return memory::collected((0..plan.outputs).map(one)).map(Buffer::from_vec);
     }
     fast(x, plan, init, step, merge)
 }
@@ -71,13 +71,13 @@ fn fast<T: Number, A: Number>(
     init: A,
     step: impl Fn(A, T) -> A + Sync,
     merge: impl Fn(A, A) -> A + Sync,
-) -> Buffer<A> {
+) -> Result<Buffer<A>> {
     let (outputs, count, columns) = (plan.outputs, plan.count, plan.by_columns());
     // The number of slices depends on the sizes alone, so that any number of threads gives the same bits.
     let blocks = if columns { outputs.div_ceil(COLUMNS) } else { outputs };
     let slices = if blocks == 0 || blocks >= 64 { 1 } else { (work(plan) / TASK).clamp(1, 64 / blocks).min(count.max(1)) };
     let len = count.div_ceil(slices);
-    let mut partial = Buffer::<A>::full(outputs * slices, init);
+    let mut partial = Buffer::<A>::full(outputs * slices, init)?;
     let range = |slice: usize| (slice * len).min(count)..((slice + 1) * len).min(count);
 
     let column_block = |slice: usize, first: usize, acc: &mut [A]| {
@@ -109,7 +109,7 @@ fn fast<T: Number, A: Number>(
     };
 
     if outputs == 0 {
-        return partial;
+        return Ok(partial);
     }
     let spread = work(plan) >= 2 * TASK;
     match (columns, spread) {
@@ -133,13 +133,13 @@ fn fast<T: Number, A: Number>(
         }
     }
     if slices == 1 {
-        return partial;
+        return Ok(partial);
     }
-    let mut y = Buffer::<A>::stale(outputs);
+    let mut y = Buffer::<A>::stale(outputs)?;
     for (o, y) in y.iter_mut().enumerate() {
         *y = (1..slices).fold(partial[o], |acc, slice| merge(acc, partial[slice * outputs + o]));
     }
-    y
+    Ok(y)
 }
 
 /// A dense row in eight chains that do not wait for each other.
@@ -156,8 +156,8 @@ fn lanes<T: Copy, A: Copy>(x: &[T], init: A, step: impl Fn(A, T) -> A, merge: im
 }
 
 /// For each output the place, in the plan's order, of the first element that is its extremum.
-pub(super) fn places<T: Number>(x: &[T], plan: &Plan, y: &[T]) -> Buffer<i64> {
-    let mut index = Buffer::<i64>::stale(plan.outputs);
+pub(super) fn places<T: Number>(x: &[T], plan: &Plan, y: &[T]) -> Result<Buffer<i64>> {
+    let mut index = Buffer::<i64>::stale(plan.outputs)?;
     crate::cpu::parallel::chunks(&mut index, |start, index| {
         for (o, index) in index.iter_mut().enumerate() {
             let (y, base) = (y[start + o], offset(&plan.kept, start + o));
@@ -170,7 +170,7 @@ pub(super) fn places<T: Number>(x: &[T], plan: &Plan, y: &[T]) -> Buffer<i64> {
             *index = found.unwrap_or(0) as i64;
         }
     });
-    index
+    Ok(index)
 }
 
 /// The gradient of a product, as the product of what is before a factor times that of what is behind it, in f64: no quotient of the
@@ -179,11 +179,11 @@ pub(super) fn prod_gradient<F: Real>(x: &Array, dy: &Array, plan: &Plan) -> Resu
     let (x_, dy) = (x.real::<F>("prod")?, dy.to_layout(plan.layout)?);
     let (dy, count) = (dy.real::<F>("prod")?, plan.count);
     // By output first, which all cores share.
-    let mut by_output = Buffer::<F>::stale(x.len());
-    parallel::rows(&mut by_output, count, |o, dx| {
+    let mut by_output = Buffer::<F>::stale(x.len())?;
+    parallel::try_rows(&mut by_output, count, |o, dx| {
         let base = offset(&plan.kept, o);
         let factor = |r: usize| x_[base + offset(&plan.reduced, r)].to_f64();
-        let mut left = Vec::with_capacity(count);
+        let mut left = memory::reserved(count)?;
         let mut product = 1.0;
         for r in 0..count {
             left.push(product);
@@ -195,11 +195,12 @@ pub(super) fn prod_gradient<F: Real>(x: &Array, dy: &Array, plan: &Plan) -> Resu
             dx[r] = if others == 0.0 { F::ZERO } else { F::from_f64(dy[o].to_f64() * others) };
             right *= factor(r);
         }
-    });
-    let mut dx = Buffer::<F>::stale(x.len());
+        Ok(())
+    })?;
+    let mut dx = Buffer::<F>::stale(x.len())?;
     for (o, from) in by_output.chunks(count.max(1)).enumerate() {
         let base = offset(&plan.kept, o);
         from.iter().enumerate().for_each(|(r, &v)| dx[base + offset(&plan.reduced, r)] = v);
     }
-    Ok(Array::from_real(dx, x.shape(), x.dtype()).with_layout(x.layout()))
+    Ok(Array::from_real(dx, x.shape(), x.dtype())?.with_layout(x.layout()))
 }

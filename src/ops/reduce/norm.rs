@@ -63,13 +63,13 @@ impl Op for Norm {
         let y = y.as_slice::<f64>()?;
         real_type!(self.name(), x.dtype(), F => {
             let (x_, dy) = (x.real::<F>(self.name())?, dy.real::<F>(self.name())?);
-            let mut dx = Buffer::<F>::stale(x.len());
+            let mut dx = Buffer::<F>::stale(x.len())?;
             parallel::chunks(&mut dx, |start, dx| {
                 for (i, dx) in (start..).zip(dx) {
                     *dx = if y[i] == 0.0 { F::ZERO } else { F::from_f64(dy[i].to_f64() * (x_[i].to_f64() / y[i])) };
                 }
             });
-            Ok(vec![Some(Array::from_real(dx, x.shape(), x.dtype()).with_layout(x.layout()))])
+            Ok(vec![Some(Array::from_real(dx, x.shape(), x.dtype())?.with_layout(x.layout()))])
         })
     }
 }
