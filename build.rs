@@ -14,6 +14,8 @@ fn main() {
     println!("cargo:rerun-if-changed=kernels");
     println!("cargo:rerun-if-changed=src/ops");
     println!("cargo:rerun-if-changed=src/cuda/splice.rs");
+    // With what the CPU path is compiled, which says in a user's debug build why it is slow.
+    println!("cargo:rustc-env=HADAL_OPT_LEVEL={}", env::var("OPT_LEVEL").unwrap_or_default());
     let out = PathBuf::from(env::var("OUT_DIR").expect("cargo sets OUT_DIR"));
     let (kernels, headers) = (files(Path::new("kernels"), "cu"), files(Path::new("kernels"), "cuh"));
     let shown = |name: &str| format!("kernels/{name}");

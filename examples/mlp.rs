@@ -21,7 +21,7 @@ fn main() -> Result<()> {
             let (x, y) = batch?;
             let l = autograd::record(|| loss.forward(&net.forward(&x)?, &y))?;
             l.backward()?;
-            trainer.step(x.len())?;
+            trainer.step(train.batch_size())?;
         }
         println!("epoch {}, test acc {:.3}", epoch + 1, hadal::evaluate_accuracy(&net, &test)?);
     }

@@ -1,4 +1,4 @@
-// Division by a number that the host knows: n / d = n mul >> shift for n < 2^31. The `Div` of src/ops/mma.rs.
+// Division by a number that the host knows: n / d = n mul >> shift for n < 2^31. The `FastDivmod` of src/gemm/fast_divmod.rs.
 #pragma once
 
 struct Div {

@@ -1,5 +1,5 @@
 // Where the pixels and taps of a convolution lie, for the kernels that read them by the copy engine's im2col mode: conv2d_wgmma.cu and
-// conv2d_six.cu. src/ops/conv2d/wgmma/axis.rs fills it in.
+// conv2d_six.cu. src/conv/phases.rs fills it in.
 #pragma once
 #include "ptx_hopper.cuh"
 

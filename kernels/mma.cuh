@@ -3,7 +3,7 @@
 //
 //   sum(m, n) = sum over k of a(m, k) b(n, k)    for TILE_M rows of a and TILE_N of b, by 4 or 8 warps with equal shares
 //
-// Chosen at compile time, by src/ops/mma.rs:
+// Chosen at compile time, by src/gemm/model/mma.rs:
 //   scalar_t         f16 (also on sm_75), bf16, float
 //   EXACT            for float: 1 splits operands so that the sums are as accurate as f32 arithmetic, 0 rounds them to tf32
 //   TILE_M, TILE_N   a block's tile: 64 or 128 each

@@ -3,7 +3,7 @@
 //
 //   sum(m, n) = sum over k of a(m, k) b(n, k)    for TILE_M rows of a and TILE_N of b
 //
-// Chosen at compile time, by src/ops/wgmma/:
+// Chosen at compile time, by src/gemm/model/wgmma.rs and wgmma_tile.rs:
 //   scalar_t       bf16, f16, or float: rounded to tf32 by the copy engine, both operands K-major; else wgmma_split.cuh
 //   DOWN, ACROSS   warpgroups that multiply, below and beside each other, with 64 rows of a and COLS of b each
 //   COLS           a multiple of 8 up to 256; of 32 where the result is row-major, of 64 where b is not K-major

@@ -2,11 +2,13 @@
 # Runs a bundle (scripts/bundle) on a machine with a GPU:
 #
 #     ./run-on-gpu.sh [--sanitizer] [--no-benches] [PROGRAM…]
+#     ./run-on-gpu.sh --first-contact | --more      # the first 8 minutes on a card, and what comes after: scripts/first-contact
 #
 # `hadal doctor`, every test program (or those named) with a GPU required, then the benches; a table comes last. Logs are
 # written under $OUT (default ./out). --sanitizer runs the tests under compute-sanitizer instead, which takes much longer.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
+case ${1:-} in --first-contact | --more) exec "$here/first-contact" "$1" ;; esac
 out=${OUT:-./out}
 sanitizer= benches=1 only=()
 for arg in "$@"; do

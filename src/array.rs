@@ -30,7 +30,7 @@ pub enum Storage {
 /// assert_eq!(a.to_vec::<f32>()?, [1., 2., 3., 4., 5., 6.]);
 /// # Ok::<(), hadal::Error>(())
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Array {
     shape: Vec<usize>,
     dtype: DType,
@@ -77,6 +77,19 @@ impl Array {
                 buffer.zero()?;
                 Ok(Self::device(buffer, shape, dtype))
             }
+        }
+    }
+
+    /// [`Array::zeros`] for what is only read: on a GPU small ones share their memory, so that nothing is filled.
+    pub(crate) fn shared_zeros(shape: &[usize], dtype: DType, ctx: &Context) -> Result<Self> {
+        const MOST: usize = 64 << 10;
+        let bytes = checked_numel("zeros", shape)? * dtype.size();
+        match ctx {
+            Context::Gpu(i) if bytes <= MOST => {
+                let storage = Storage::Cuda(cuda::device(*i)?.zeros(bytes)?);
+                Ok(Array { shape: shape.to_vec(), dtype, layout: Layout::RowMajor, storage, recorded: false })
+            }
+            _ => Self::zeros(shape, dtype, ctx),
         }
     }
 
@@ -241,6 +254,7 @@ impl Array {
     }
 
     /// The same elements on `ctx`; shares memory when already there.
+    #[doc(alias("to", "cuda", "as_in_context"))]
     pub fn to_context(&self, ctx: &Context) -> Result<Self> {
         if *ctx == self.context() {
             return Ok(self.clone());

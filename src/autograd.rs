@@ -241,25 +241,37 @@ thread_local! {
     static TRAINING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Sets both flags while `f` runs, also when `f` panics.
-pub(crate) fn with_flags<T>(recording: bool, training: bool, f: impl FnOnce() -> T) -> T {
-    struct Restore(bool, bool);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            RECORDING.set(self.0);
-            TRAINING.set(self.1);
-        }
+/// Sets both flags until it is dropped, also by a panic.
+#[must_use]
+pub(crate) struct Flags(bool, bool);
+
+impl Flags {
+    pub(crate) fn set(recording: bool, training: bool) -> Self {
+        Flags(RECORDING.replace(recording), TRAINING.replace(training))
     }
-    let _restore = Restore(RECORDING.replace(recording), TRAINING.replace(training));
+}
+
+impl Drop for Flags {
+    fn drop(&mut self) {
+        RECORDING.set(self.0);
+        TRAINING.set(self.1);
+    }
+}
+
+/// Sets both flags while `f` runs.
+pub(crate) fn with_flags<T>(recording: bool, training: bool, f: impl FnOnce() -> T) -> T {
+    let _flags = Flags::set(recording, training);
     f()
 }
 
 /// Runs `f` in training mode with its operations on the tape.
+#[doc(alias("GradientTape", "enable_grad"))]
 pub fn record<T>(f: impl FnOnce() -> T) -> T {
     with_flags(true, true, f)
 }
 
 /// Runs `f` off the tape and in prediction mode, inside or outside of [`record`].
+#[doc(alias("no_grad", "stop_recording"))]
 pub fn pause<T>(f: impl FnOnce() -> T) -> T {
     with_flags(false, false, f)
 }
@@ -270,6 +282,7 @@ pub fn train_mode<T>(f: impl FnOnce() -> T) -> T {
 }
 
 /// Runs `f` in prediction mode, whether recorded or not.
+#[doc(alias("eval", "inference_mode"))]
 pub fn predict_mode<T>(f: impl FnOnce() -> T) -> T {
     with_flags(is_recording(), false, f)
 }
@@ -285,7 +298,7 @@ pub fn is_training() -> bool {
 }
 
 /// One recorded operation.
-#[derive(Debug)]
+#[cfg_attr(test, derive(Debug))]
 pub(crate) struct Node {
     op: Arc<dyn Op>,
     /// Newer nodes have larger ids, so parents always have smaller ones.
@@ -298,7 +311,8 @@ pub(crate) struct Node {
 }
 
 /// Where an input of a node came from.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
+#[cfg_attr(test, derive(Debug))]
 pub(crate) enum Edge {
     /// A variable.
     Leaf(Tensor),
@@ -456,6 +470,11 @@ pub(crate) fn backward(edge: Option<Edge>, head: Array, ones: bool, retain: bool
 }
 
 impl Node {
+    /// The operation's name.
+    pub(crate) fn name(&self) -> &'static str {
+        self.op.name()
+    }
+
     /// One step of the backward walk: from the gradients of the outputs to those of the inputs.
     fn step(&self, slots: Vec<Option<Array>>, retain: bool, pending: &mut Pending) -> Result<()> {
         let mut place = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
@@ -468,7 +487,7 @@ impl Node {
             ))
         })?;
         saved.ones = pending.ones == Some(self.id);
-        let zeros = |m: &Meta| Ok(Array::zeros(&m.shape, m.dtype, &m.context)?.with_layout(m.layout));
+        let zeros = |m: &Meta| Ok(Array::shared_zeros(&m.shape, m.dtype, &m.context)?.with_layout(m.layout));
         let dy = slots.into_iter().zip(&self.outputs).map(|(s, m)| s.map_or_else(|| zeros(m), Ok)).collect::<Result<Vec<_>>>()?;
         saved.check(name, &dy)?;
         for (i, edge) in self.inputs.iter().enumerate() {

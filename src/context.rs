@@ -34,6 +34,7 @@ pub fn cpu() -> Context {
 ///
 /// # Errors
 /// [`Error::Device`] says which library was looked for and where, or how many devices there are.
+#[doc(alias("cuda", "device"))]
 pub fn gpu(i: usize) -> Result<Context> {
     cuda::device(i)?;
     Ok(Context::Gpu(i))
@@ -42,6 +43,7 @@ pub fn gpu(i: usize) -> Result<Context> {
 /// The GPU with ordinal `i` if it can be used, else the CPU; the book's `try_gpu`.
 ///
 /// As in the book, an array is allocated on the device to find out.
+#[doc(alias = "is_available")]
 pub fn try_gpu(i: usize) -> Context {
     let usable = || -> Result<Context> {
         let ctx = gpu(i)?;
@@ -57,6 +59,7 @@ pub fn try_gpu(i: usize) -> Context {
 }
 
 /// How many GPUs the driver shows; 0 without a driver.
+#[doc(alias = "device_count")]
 pub fn num_gpus() -> usize {
     cuda::device_count().unwrap_or(0)
 }

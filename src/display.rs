@@ -29,16 +29,36 @@ impl fmt::Display for Array {
     }
 }
 
+/// Without values, which would have to be waited for, and without the tape.
+impl fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(a) = self.try_array() else { return f.write_str("<Tensor that is being written>") };
+        f.write_str(&tag(&a, "Tensor", &self.place()))
+    }
+}
+
+impl fmt::Debug for Array {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let layout = if self.layout() == Layout::ChannelsLast { ", channels-last" } else { "" };
+        f.write_str(&tag(self, "Array", layout))
+    }
+}
+
 /// The values, and `<name 2x8 @cpu(0)>`.
 fn show(a: &Array, name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     match words(a) {
         Ok(words) => writeln!(f, "{}", brackets(a.shape(), &words))?,
         Err(e) => writeln!(f, "(the values cannot be read: {e})")?,
     }
+    f.write_str(&tag(a, name, ""))
+}
+
+/// `<name 2x8 @cpu(0)more>`.
+fn tag(a: &Array, name: &str, more: &str) -> String {
     let shape: Vec<String> = a.shape().iter().map(usize::to_string).collect();
     let shape = if shape.is_empty() { "scalar".to_owned() } else { shape.join("x") };
     let dtype = if a.dtype() == DType::F32 { String::new() } else { format!(" {}", a.dtype()) };
-    write!(f, "<{name} {shape}{dtype} @{}>", a.context())
+    format!("<{name} {shape}{dtype} @{}{more}>", a.context())
 }
 
 /// The indices along an axis that are shown.

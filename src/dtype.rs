@@ -77,14 +77,15 @@ impl FromStr for DType {
     /// By the name that is printed: `f32`, `bf16`, …
     fn from_str(name: &str) -> Result<Self> {
         let all = [DType::F32, DType::F64, DType::F16, DType::BF16, DType::U8, DType::I64];
+        let known = all.map(|d| d.to_string());
         all.into_iter()
             .find(|d| d.to_string() == name)
-            .ok_or_else(|| Error::invalid("dtype", format!("there is no dtype {name:?}")))
+            .ok_or_else(|| Error::invalid("dtype", format!("{name:?} is none of {}", known.join(", "))))
     }
 }
 
 /// Host memory of an array, shared by reference count and copied when a shared one is written.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[allow(missing_docs)]
 pub enum CpuStorage {
     F32(Arc<Buffer<f32>>),
@@ -93,6 +94,20 @@ pub enum CpuStorage {
     BF16(Arc<Buffer<bf16>>),
     U8(Arc<Buffer<u8>>),
     I64(Arc<Buffer<i64>>),
+}
+
+impl fmt::Debug for CpuStorage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (dtype, len) = match self {
+            CpuStorage::F32(b) => (DType::F32, b.len()),
+            CpuStorage::F64(b) => (DType::F64, b.len()),
+            CpuStorage::F16(b) => (DType::F16, b.len()),
+            CpuStorage::BF16(b) => (DType::BF16, b.len()),
+            CpuStorage::U8(b) => (DType::U8, b.len()),
+            CpuStorage::I64(b) => (DType::I64, b.len()),
+        };
+        write!(f, "{dtype}[{len}]")
+    }
 }
 
 /// A Rust type that arrays can hold: `f32`, `f64`, `f16`, `bf16`, `u8`, `i64`.

@@ -8,7 +8,17 @@ use crate::{Context, DType};
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Everything that can go wrong, in the words of the person who has to mend it.
-#[derive(thiserror::Error, Debug)]
+///
+/// [`Debug`](fmt::Debug) prints the same sentence as [`Display`](fmt::Display), sources included, since that is what a program shows whose
+/// `main` returns an error, and what `unwrap` panics with.
+///
+/// ```
+/// use hadal::{Tensor, cpu};
+/// let e = Tensor::ones(&[2, 3], &cpu())?.matmul(&Tensor::ones(&[2, 3], &cpu())?).unwrap_err();
+/// assert_eq!(format!("{e:?}"), e.to_string());
+/// # Ok::<(), hadal::Error>(())
+/// ```
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// Operand shapes that do not fit together.
@@ -164,6 +174,12 @@ pub enum Error {
     /// A numeric check (gradient, parity, fixture) that failed.
     #[error("check: {0}")]
     Check(String),
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl Error {

@@ -135,8 +135,9 @@ fn remove_unfinished(folder: &Path) {
         let name = entry.file_name();
         let named = name.to_str().is_some_and(|n| n.starts_with('.') && n.ends_with(UNFINISHED));
         if named && entry.file_type().is_ok_and(|t| t.is_file()) {
-            let open = OpenOptions::new().write(true).open(entry.path());
-            if open.is_ok_and(|file| file.try_lock().is_ok()) {
+            let Ok(file) = OpenOptions::new().write(true).open(entry.path()) else { continue };
+            // The lock is kept until the file is gone: its writer, where it has not locked it yet, then sees that it lost it.
+            if file.try_lock().is_ok() {
                 let _ = fs::remove_file(entry.path());
             }
         }

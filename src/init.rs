@@ -116,6 +116,7 @@ impl Fan {
 /// The uniform form is Gluon's default, U(±√(6/(n_in + n_out))). The gaussian form has σ² = 2/(n_in + n_out) as the
 /// book's text has it; MXNet's own gaussian option has three times that variance.
 #[derive(Clone, Copy, Debug, Default)]
+#[doc(alias = "Glorot")]
 pub struct Xavier {
     gaussian: bool,
     fan: Fan,
@@ -142,6 +143,7 @@ impl Xavier {
 
 /// N(0, 2 / ((1 + a²) n)) for nets of (leaky) relus with slope a (He et al. 2015); n = n_in by default.
 #[derive(Clone, Copy, Debug, Default)]
+#[doc(alias("Kaiming", "He"))]
 pub struct Msra {
     slope: f64,
     fan: Option<Fan>,

@@ -18,6 +18,28 @@
 //! }
 //! # Ok::<(), hadal::Error>(())
 //! ```
+//!
+//! # Where to find what
+//!
+//! | to | see |
+//! | --- | --- |
+//! | make a tensor, compute with it, print it | [`Tensor`]; without gradients [`Array`] |
+//! | choose a device | [`try_gpu`], [`gpu`], [`cpu`]; [`doctor`] says why a GPU is not found |
+//! | differentiate | [`autograd::record`], [`Tensor::attach_grad`], [`Tensor::backward`]; [`autograd::pause`] for no gradients |
+//! | build a net | [`nn`]: [`nn::Sequential`], [`nn::Dense`], [`nn::Conv2D`], …; a block of your own: [`block!`] |
+//! | initialize it | [`nn::Block::initialize`] with one of [`init`] |
+//! | take a model of the book's | [`models`] |
+//! | load images | [`data::load_data_fashion_mnist`], [`data::DataLoader`]; other data ahead of time: [`data::Prefetch`] |
+//! | train | [`Trainer`] with one of [`optim`], one of [`loss`]; whole runs: [`train_ch5`], [`train::train_run`] |
+//! | evaluate | [`evaluate_accuracy`], [`train::evaluate_with`] |
+//! | save and load | [`nn::Block::save`], [`nn::Block::load`], [`Trainer::save_states`] |
+//! | train in bf16 or f16 | [`nn::Block::cast`], [`Trainer::loss_scale`]; f32 products as TF32: [`precision`] |
+//! | get the same numbers again | [`random::seed`]; in threads: [`random`] |
+//! | capture a step on a GPU | [`cuda::Graph`] |
+//! | write an operation | [`autograd::Op`], its kernel: [`cuda::Source`], its tests: [`check`] |
+//! | follow the book | [`d2l`] has the functions that it defines, `examples/` its chapters |
+//!
+//! PyTorch's names lead here, too: search this page for `cat`, `Linear`, `view`, `no_grad`, `state_dict`, …
 #![warn(missing_docs)]
 #![deny(unsafe_code)]
 
@@ -29,6 +51,7 @@ mod array;
 pub mod autograd;
 pub mod check;
 mod context;
+mod conv;
 mod cpu;
 pub mod cuda;
 pub mod d2l;
@@ -38,6 +61,7 @@ mod doctor;
 mod dtype;
 mod error;
 pub mod files;
+mod gemm;
 pub mod guide;
 mod hybrid;
 pub mod init;
@@ -52,6 +76,8 @@ pub mod random;
 mod settings;
 pub mod shape;
 mod tensor;
+#[cfg(test)]
+mod testing;
 pub mod train;
 mod trainer;
 

@@ -25,6 +25,7 @@ use crate::{
 /// # Ok::<(), hadal::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[doc(alias("CrossEntropyLoss", "NLLLoss", "nll_loss"))]
 pub struct SoftmaxCrossEntropy(ops::SoftmaxCrossEntropy);
 
 impl SoftmaxCrossEntropy {
@@ -103,11 +104,13 @@ macro_rules! pair_loss {
 
 pair_loss! {
     /// weight/2 · mean (x − z)² over each sample.
+    #[doc(alias("MSELoss", "mse_loss"))]
     L2, Squared
 }
 
 pair_loss! {
     /// weight · mean |x − z| over each sample.
+    #[doc(alias("L1Loss", "l1_loss"))]
     L1, Absolute
 }
 
@@ -122,6 +125,7 @@ pair_loss! {
     /// assert!((loss[0] - 2f32.ln()).abs() < 1e-6 && loss[1] == 0.0);
     /// # Ok::<(), hadal::Error>(())
     /// ```
+    #[doc(alias("BCE", "BCELoss", "BCEWithLogitsLoss"))]
     SigmoidBinaryCrossEntropy, SigmoidCrossEntropy
 }
 

@@ -51,15 +51,26 @@ pub fn set(precision: Precision) {
     EVERYWHERE.store(precision == Precision::Tf32, Ordering::Relaxed);
 }
 
+/// Sets this thread's precision until it is dropped, also by a panic.
+#[must_use]
+pub(crate) struct Here(Option<Precision>);
+
+impl Here {
+    /// `None` for what holds on all threads.
+    pub(crate) fn set(precision: Option<Precision>) -> Self {
+        Here(HERE.replace(precision))
+    }
+}
+
+impl Drop for Here {
+    fn drop(&mut self) {
+        HERE.set(self.0);
+    }
+}
+
 /// Runs `f` with that precision on this thread; what was there before holds again when it ends, also by a panic.
 pub fn with<T>(precision: Precision, f: impl FnOnce() -> T) -> T {
-    struct Restore(Option<Precision>);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            HERE.set(self.0);
-        }
-    }
-    let _restore = Restore(HERE.replace(Some(precision)));
+    let _here = Here::set(Some(precision));
     f()
 }
 

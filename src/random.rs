@@ -2,18 +2,74 @@
 //!
 //! Philox4x32-10 (Salmon et al., *Parallel random numbers: as easy as 1, 2, 3*, SC 2011). The CPU and the GPU
 //! compute the same numbers, in any order and on any number of threads.
+//!
+//! # Threads
+//!
+//! Each thread has a stream of draws of its own, and no two threads have the same one.
+//!
+//! - [`seed`] starts the calling thread's stream anew. The program's main thread, if it never calls it, has the seed 0.
+//! - Any other thread that has not called `seed` gets a stream derived from the program's seed, which is the last one that any
+//!   thread has given to `seed`, and from a number: 0 for the first such thread that draws after the seed was set, 1 for the second, and so on.
+//!   Threads that begin one after the other so have the same numbers in every run. Which of several threads draws first is up
+//!   to the system, and so is the thread that runs a task of a pool.
+//! - Where the numbers must not depend on that, [`Streams`] numbers streams by the item of work instead of the thread.
+//!   [`Prefetch`](crate::data::Prefetch) does so: its item `i` has the same numbers whatever the number of workers.
+//!
+//! ```
+//! use hadal::{Tensor, cpu, random};
+//! use std::thread;
+//! let draw = || Tensor::uniform(0.0, 1.0, &[4], &cpu())?.to_vec();
+//! random::seed(7);
+//! let (a, b) = (thread::spawn(draw).join().unwrap()?, thread::spawn(draw).join().unwrap()?);
+//! assert_ne!(a, b);
+//! random::seed(7);
+//! assert_eq!(a, thread::spawn(draw).join().unwrap()?);
+//! # Ok::<(), hadal::Error>(())
+//! ```
 
-use std::cell::Cell;
+use std::{
+    cell::Cell,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+/// Where a thread's draws come from.
+#[derive(Clone, Copy)]
+enum Stream {
+    /// No draw so far.
+    New,
+    /// No draw so far, and not the main thread's own stream: a task that a waiting thread has taken up.
+    Task,
+    /// Seed and number of draws, as the thread has set them.
+    Own(u64, u64),
+    /// Derived from the program's seed as it was in this generation.
+    Derived { generation: u64, seed: u64, number: u64 },
+}
+
+/// What streams are derived from.
+struct Program {
+    seed: u64,
+    /// Streams derived from this seed so far.
+    streams: u64,
+}
+
+static PROGRAM: Mutex<Program> = Mutex::new(Program { seed: 0, streams: 0 });
+/// How often the program's seed was set; changed under the lock of [`PROGRAM`].
+static GENERATION: AtomicU64 = AtomicU64::new(0);
 
 use crate::hybrid::trace;
 
 thread_local! {
-    static STATE: Cell<(u64, u64)> = const { Cell::new((0, 0)) };
+    static STREAM: Cell<Stream> = const { Cell::new(Stream::New) };
     /// How often the stream was set anew.
     static RESETS: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Starts this thread's stream of draws anew from `seed`; without a call the seed is 0.
+/// Starts this thread's stream of draws anew from `seed`; without a call the main thread's seed is 0.
+///
+/// Threads that have not called it themselves derive new streams from this seed, at their next draw; see the [module](self).
 ///
 /// ```
 /// use hadal::{Tensor, cpu, random};
@@ -23,28 +79,112 @@ thread_local! {
 /// assert_eq!(a, Tensor::uniform(0.0, 1.0, &[4], &cpu())?.to_vec()?);
 /// # Ok::<(), hadal::Error>(())
 /// ```
+#[doc(alias = "manual_seed")]
 pub fn seed(seed: u64) {
-    set_state((seed, 0));
+    let mut program = PROGRAM.lock().unwrap_or_else(PoisonError::into_inner);
+    *program = Program { seed, streams: 0 };
+    GENERATION.fetch_add(1, Ordering::Release);
+    drop(program);
+    STREAM.set(Stream::Own(seed, 0));
+    RESETS.set(RESETS.get().wrapping_add(1));
 }
 
 /// Where this thread's stream stands: the seed, and the number of draws so far. Restored by [`set_state`].
 pub fn state() -> (u64, u64) {
-    STATE.get()
+    match STREAM.get() {
+        Stream::Own(seed, number) => (seed, number),
+        Stream::Derived { generation, seed, number } if generation == GENERATION.load(Ordering::Acquire) => (seed, number),
+        Stream::New if std::thread::current().name() == Some("main") => {
+            STREAM.set(Stream::Own(0, 0));
+            (0, 0)
+        }
+        _ => derive(),
+    }
+}
+
+/// Begins the next stream that is derived from the program's seed.
+fn derive() -> (u64, u64) {
+    let mut program = PROGRAM.lock().unwrap_or_else(PoisonError::into_inner);
+    // No stream of draws gets as far as this number.
+    let seed = Draw { seed: program.seed, number: u64::MAX }.key(program.streams);
+    program.streams += 1;
+    STREAM.set(Stream::Derived { generation: GENERATION.load(Ordering::Acquire), seed, number: 0 });
+    (seed, 0)
 }
 
 /// Continues this thread's stream from a [`state`] saved earlier.
 pub fn set_state(state: (u64, u64)) {
-    STATE.set(state);
+    put(state);
     RESETS.set(RESETS.get().wrapping_add(1));
+}
+
+/// A derived stream stays one, so that it follows the program's seed.
+fn put((seed, number): (u64, u64)) {
+    STREAM.set(match STREAM.get() {
+        Stream::Derived { generation, seed: own, .. } if own == seed => Stream::Derived { generation, seed, number },
+        _ => Stream::Own(seed, number),
+    });
+}
+
+/// Gives the thread back its stream, also when what ran meanwhile panics.
+#[must_use]
+pub(crate) struct Aside(Stream);
+
+impl Aside {
+    /// Puts this thread's stream aside: draws until the guard is dropped are those of some other task.
+    pub(crate) fn new() -> Self {
+        Aside(STREAM.replace(Stream::Task))
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        STREAM.set(self.0);
+    }
 }
 
 /// `f` with this thread's draws from a stream of its own, which `draw` tells from others; then the thread's stream goes on.
 pub(crate) fn apart<T>(draw: Draw, f: impl FnOnce() -> T) -> T {
-    let [a, b, ..] = draw.block(u64::MAX);
-    let before = STATE.replace((u64::from(a) | u64::from(b) << 32, 0));
-    let out = f();
-    STATE.set(before);
-    out
+    within(draw.key(u64::MAX), f)
+}
+
+fn within<T>(seed: u64, f: impl FnOnce() -> T) -> T {
+    let _aside = Aside(STREAM.replace(Stream::Own(seed, 0)));
+    f()
+}
+
+/// Streams numbered by the item of work, so that random numbers depend neither on the thread that takes an item nor on the order.
+///
+/// ```
+/// use hadal::{Tensor, cpu, random::{self, Streams}};
+/// random::seed(7);
+/// let streams = Streams::next();
+/// let noise = |i| streams.with(i, || Tensor::normal(0.0, 1.0, &[3], &cpu())?.to_vec());
+/// let (zero, one) = (noise(0)?, noise(1)?);
+/// assert_ne!(zero, one);
+/// // The same on any thread, such as one of rayon's.
+/// assert_eq!(rayon::join(|| noise(1), || noise(0)).0?, one);
+/// # Ok::<(), hadal::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Streams(Draw);
+
+impl Streams {
+    /// As many streams as there are numbers, decided by the next draw of this thread, which they take.
+    #[allow(clippy::should_implement_trait)]
+    pub fn next() -> Self {
+        Streams(next_draw())
+    }
+
+    /// The streams that a given draw decides, which should have no other use.
+    pub fn of(draw: Draw) -> Self {
+        Streams(draw)
+    }
+
+    /// Runs `f` with this thread's draws from the beginning of stream `i`; then the thread's own stream goes on where it was.
+    pub fn with<T>(&self, i: u64, f: impl FnOnce() -> T) -> T {
+        within(self.0.key(i), f)
+    }
 }
 
 /// How often this thread's stream was set anew: a change says that the draws since do not follow one another.
@@ -70,13 +210,19 @@ pub struct Draw {
 
 /// The next draw of this thread's stream.
 pub fn next_draw() -> Draw {
-    let (seed, number) = STATE.get();
-    STATE.set((seed, number.wrapping_add(1)));
+    let (seed, number) = state();
+    put((seed, number.wrapping_add(1)));
     trace::drew();
     Draw { seed, number }
 }
 
 impl Draw {
+    /// The seed of a stream of its own.
+    fn key(&self, i: u64) -> u64 {
+        let [a, b, ..] = self.block(i);
+        u64::from(a) | u64::from(b) << 32
+    }
+
     /// Four independent 32-bit words, elements `4·block … 4·block + 3` of the draw.
     pub fn block(&self, block: u64) -> [u32; 4] {
         let counter = [block & LOW, block >> 32, self.number & LOW, self.number >> 32];
@@ -215,6 +361,51 @@ mod tests {
         assert_eq!(one([!0; 4], [!0; 2]), [0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd]);
         let (c, k) = ([0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344], [0xa4093822, 0x299f31d0]);
         assert_eq!(one(c, k), [0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1]);
+    }
+
+    fn on_a_thread() -> (u64, u64) {
+        std::thread::spawn(state).join().unwrap()
+    }
+
+    /// `f` while no other test of this process sets the program's seed, which derived streams follow.
+    fn undisturbed<T>(f: impl Fn() -> T) -> T {
+        loop {
+            let generation = GENERATION.load(Ordering::Acquire);
+            let value = f();
+            if generation == GENERATION.load(Ordering::Acquire) {
+                return value;
+            }
+        }
+    }
+
+    #[test]
+    fn streams_depend_on_their_number_alone() {
+        let streams = Streams::of(Draw { seed: 5, number: 2 });
+        let all: std::collections::BTreeSet<u64> = (0..1000).map(|i| streams.with(i, next_draw).seed).collect();
+        assert_eq!(all.len(), 1000);
+        let elsewhere = std::thread::spawn(move || streams.with(3, || (next_draw(), next_draw()))).join().unwrap();
+        assert_eq!(elsewhere, streams.with(3, || (next_draw(), next_draw())));
+        seed(9);
+        let before = state();
+        assert!(std::panic::catch_unwind(|| streams.with(3, || panic!("inside"))).is_err());
+        assert_eq!(state(), before, "the thread's own stream goes on after a panic");
+        drop(Aside::new());
+        assert_eq!(state(), before);
+    }
+
+    #[test]
+    fn threads_without_a_seed_have_streams_of_their_own() {
+        let streams = undisturbed(|| (0..8).map(|_| on_a_thread()).collect::<std::collections::BTreeSet<_>>());
+        assert_eq!(streams.len(), 8);
+        // What a waiting thread takes up does not continue its stream.
+        seed(4);
+        let taken = undisturbed(|| {
+            let _aside = Aside::new();
+            (next_draw(), next_draw())
+        });
+        assert_ne!(taken.0.seed, 4);
+        assert_eq!((taken.0.seed, taken.0.number + 1), (taken.1.seed, taken.1.number));
+        assert_eq!(next_draw(), Draw { seed: 4, number: 0 });
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::{
 use crate::{
     Array, Context, DType, Element, Error, Layout, Result,
     autograd::{self, Edge, GradReq, Node},
+    cpu::parallel,
     cuda::capture,
     hybrid::trace,
 };
@@ -23,10 +24,9 @@ use crate::{
 /// assert!(x.to_string().ends_with("<Tensor 2x8 @cpu(0)>"));
 /// # Ok::<(), hadal::Error>(())
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Tensor(Arc<Inner>);
 
-#[derive(Debug)]
 struct Inner {
     id: u64,
     value: RwLock<Array>,
@@ -35,7 +35,6 @@ struct Inner {
 }
 
 /// The gradient's place of a tensor with `attach_grad`.
-#[derive(Debug)]
 struct Variable {
     req: GradReq,
     grad: Option<Array>,
@@ -116,6 +115,20 @@ impl Tensor {
         self.read(Array::clone).with_recorded(self.is_recorded())
     }
 
+    /// The array, unless it is being written.
+    pub(crate) fn try_array(&self) -> Option<Array> {
+        self.0.value.try_read().ok().map(|a| a.clone())
+    }
+
+    /// Its place on the tape, for [`Debug`](std::fmt::Debug).
+    pub(crate) fn place(&self) -> String {
+        match (&self.0.origin, &self.0.variable) {
+            (Some((node, _)), _) => format!(", recorded by {}", node.name()),
+            (None, Some(_)) => ", attach_grad".to_owned(),
+            (None, None) => String::new(),
+        }
+    }
+
     /// Replaces the array in place: for parameters and running statistics. Not recorded.
     ///
     /// # Errors
@@ -132,6 +145,8 @@ impl Tensor {
     }
 
     /// Lets `f` change the array in place. Not recorded.
+    ///
+    /// The tensor is locked meanwhile: `f` must not use it otherwise, nor wait for threads that do.
     ///
     /// # Errors
     /// Of `f`; [`Error::Autograd`] when the tensor is the result of a recorded operation, and in [`autograd::record`] when it is on
@@ -164,7 +179,7 @@ impl Tensor {
             return Err(Error::Autograd("the result of a recorded operation cannot be changed in place".into()));
         }
         trace::refuse("it writes a tensor in place");
-        self.0.value.write().unwrap_or_else(PoisonError::into_inner).in_place(f)
+        parallel::alone(|| self.0.value.write().unwrap_or_else(PoisonError::into_inner).in_place(f))
     }
 
     /// [`Tensor::update`] of many tensors, all different, at once; `name` is what errors call the i-th one.
@@ -177,6 +192,14 @@ impl Tensor {
             return Err(Error::Autograd("the result of a recorded operation cannot be changed in place".into()));
         }
         trace::refuse("it writes tensors in place");
+        parallel::alone(|| Self::update_locked(tensors, name, f))
+    }
+
+    fn update_locked(
+        tensors: &[Tensor],
+        name: impl Fn(usize) -> String,
+        f: impl FnOnce(&mut [&mut Array]) -> Result<()>,
+    ) -> Result<()> {
         // Locked in one order by all, so that two threads never wait for each other.
         let mut order: Vec<usize> = (0..tensors.len()).collect();
         order.sort_by_key(|&i| tensors[i].id());
@@ -229,6 +252,7 @@ impl Tensor {
     }
 
     /// The number of dimensions.
+    #[doc(alias("ndim", "dim"))]
     pub fn rank(&self) -> usize {
         self.read(Array::rank)
     }
@@ -239,6 +263,7 @@ impl Tensor {
     }
 
     /// The number of elements.
+    #[doc(alias = "numel")]
     pub fn size(&self) -> usize {
         self.read(Array::len)
     }
@@ -271,6 +296,7 @@ impl Tensor {
     ///
     /// # Errors
     /// [`Error::DType`] for an integer that f32 does not hold, as indices beyond 2²⁴ may be: `array().to_vec::<i64>()` gives those.
+    #[doc(alias("tolist", "asnumpy"))]
     pub fn to_vec(&self) -> Result<Vec<f32>> {
         trace::refuse(READS);
         let a = self.array();
@@ -302,6 +328,7 @@ impl Tensor {
     }
 
     /// The same values in memory of their own, off the tape.
+    #[doc(alias = "clone")]
     pub fn copy(&self) -> Result<Self> {
         let mut a = self.array();
         a.make_unique()?;
@@ -309,6 +336,7 @@ impl Tensor {
     }
 
     /// A variable with these values, off the tape, whose gradient the backward pass writes.
+    #[doc(alias = "requires_grad")]
     pub fn attach_grad(&self) -> Self {
         self.attach_grad_with(GradReq::Write)
     }
@@ -331,6 +359,7 @@ impl Tensor {
     }
 
     /// Forgets the gradient: for a new round with [`GradReq::Add`].
+    #[doc(alias = "zero_grad_")]
     pub fn zero_grad(&self) -> Result<()> {
         let mut v = self.variable()?;
         (v.grad, v.fresh) = (None, false);
@@ -346,6 +375,7 @@ impl Tensor {
     }
 
     /// [`Tensor::backward`] that keeps the tape for another pass.
+    #[doc(alias = "retain_graph")]
     pub fn backward_retain(&self) -> Result<()> {
         autograd::backward(self.edge(), self.ones_like()?.array(), true, true)
     }
@@ -387,7 +417,7 @@ impl Tensor {
         let mut v = self.variable()?;
         match (v.req, &mut v.grad) {
             (GradReq::Null, _) => return Ok(()),
-            (GradReq::Add, Some(sum)) => sum.in_place(|sum| sum.add_assign(&grad))?,
+            (GradReq::Add, Some(sum)) => parallel::alone(|| sum.in_place(|sum| sum.add_assign(&grad)))?,
             (_, place) => *place = Some(grad),
         }
         v.fresh = true;
@@ -408,16 +438,21 @@ impl Tensor {
 
     /// Lets `f` change the gradient in place, if a backward pass has brought one.
     pub(crate) fn update_grad(&self, f: impl FnOnce(&mut Array) -> Result<()>) -> Result<()> {
-        self.variable()?.grad.as_mut().map_or(Ok(()), |g| g.in_place(f))
+        parallel::alone(|| self.variable()?.grad.as_mut().map_or(Ok(()), |g| g.in_place(f)))
     }
 
     fn variable(&self) -> Result<MutexGuard<'_, Variable>> {
-        let v = self
-            .0
-            .variable
-            .as_ref()
-            .ok_or_else(|| Error::Autograd("this tensor has no gradient: call attach_grad first".into()))?;
-        Ok(v.lock().unwrap_or_else(PoisonError::into_inner))
+        if let Some(v) = &self.0.variable {
+            return Ok(v.lock().unwrap_or_else(PoisonError::into_inner));
+        }
+        Err(Error::Autograd(match &self.0.origin {
+            Some((node, _)) => format!(
+                "this tensor is a result of {}, whose gradient the backward pass uses and does not keep: only what attach_grad \
+                 has given has one",
+                node.name()
+            ),
+            None => "this tensor has no gradient: take the one that attach_grad gives, and compute with that".to_owned(),
+        }))
     }
 }
 

@@ -52,6 +52,12 @@ const Settings& settings() {
         s->check = flag("HADAL_EMU_CHECK");
         s->race = flag("HADAL_EMU_RACE");
         s->stats = flag("HADAL_EMU_STATS");
+        if (auto v = env("HADAL_EMU_DRIVER")) {
+            const char* dot = strchr(v, '.');
+            s->driver = atoi(v) * 1000 + (dot ? atoi(dot + 1) * 10 : 0);
+        }
+        if (auto v = env("HADAL_EMU_POOLS")) s->pools = strcmp(v, "0") != 0;
+        s->late = flag("HADAL_EMU_LATE");
         return s;
     }();
     return *s;
@@ -99,7 +105,7 @@ EXPORT CUresult cuInit(unsigned flags) {
 }
 EXPORT CUresult cuDriverGetVersion(int* v) {
     if (!v) return CUDA_ERROR_INVALID_VALUE;
-    *v = 13000;
+    *v = settings().driver;
     return CUDA_SUCCESS;
 }
 EXPORT CUresult cuDeviceGet(CUdevice* out, int ordinal) {
@@ -180,7 +186,7 @@ EXPORT CUresult cuDeviceGetAttribute(int* v, int attribute, CUdevice dev) {
     case 97: *v = (int)s.max_shared; break;
     case 106: *v = cc == 75 ? 16 : (cc > 80 && cc < 90) || cc >= 120 ? 24 : 32; break;
     case 111: *v = cc >= 80 ? 1024 : 0; break;
-    case 115: *v = 1; break;                                            // memory pools
+    case 115: *v = s.pools; break;                                            // memory pools
     case 120: *v = s.cc_major >= 9; break;                              // clusters
     default: *v = 0;
     }
@@ -286,7 +292,9 @@ EXPORT CUresult cuCtxSynchronize() {
     ENTER();
     CUresult e = forbid_in_capture();
     if (e != CUDA_SUCCESS) return e;
-    // Execution is synchronous, so nothing is left to wait for: a moment to look whether anything was overwritten.
+    e = run_late();
+    if (e != CUDA_SUCCESS) return e;
+    // Nothing is left to wait for: a moment to look whether anything was overwritten.
     std::string report;
     if (!memory::check_canaries(&report)) {
         fprintf(stderr, "hadal emulator: %s (noticed at a synchronization; HADAL_EMU_CHECK=1 names the kernel)\n", report.c_str());

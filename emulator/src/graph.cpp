@@ -99,9 +99,24 @@ EXPORT CUresult cuGraphClone(CUgraph* out, CUgraph g) {
     *out = clone_graph(*g, nullptr).release();
     return *out ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
+// Whether each kernel may still be launched as it was when it was captured: a function's limits may have changed since.
+static CUresult validate(const CUgraph_st& g) {
+    for (auto& n : g.nodes) {
+        CUresult e = CUDA_SUCCESS;
+        if (n->op.kind == Op::Child && n->op.child) e = validate(*n->op.child);
+        if (n->op.kind == Op::Kernel) {
+            Launch l;
+            l.fn = n->op.fn, l.grid = n->op.grid, l.block = n->op.block, l.cluster = n->op.cluster, l.dynamic_shared = n->op.dynamic_shared;
+            e = validate_launch(l);
+        }
+        if (e != CUDA_SUCCESS) return e;
+    }
+    return CUDA_SUCCESS;
+}
 static CUresult instantiate(CUgraphExec* out, CUgraph g) {
     ENTER();
     if (!g || !out) return CUDA_ERROR_INVALID_VALUE;
+    if (CUresult e = validate(*g)) return e;
     std::unique_ptr<CUgraphExec_st> x(new CUgraphExec_st);
     x->graph = clone_graph(*g, &x->from);
     if (!x->graph) return CUDA_ERROR_INVALID_VALUE;
@@ -112,6 +127,8 @@ EXPORT CUresult cuGraphInstantiateWithFlags(CUgraphExec* x, CUgraph g, unsigned 
 EXPORT CUresult cuGraphInstantiateWithParams(CUgraphExec* x, CUgraph g, void*) { return instantiate(x, g); }
 EXPORT CUresult cuGraphInstantiate_v2(CUgraphExec* x, CUgraph g, CUgraphNode*, char*, size_t) { return instantiate(x, g); }
 EXPORT CUresult cuGraphExecDestroy(CUgraphExec x) {
+    ENTER();
+    run_late();
     if (!x) return CUDA_ERROR_INVALID_VALUE;
     delete x;
     return CUDA_SUCCESS;
@@ -125,6 +142,7 @@ EXPORT CUresult cuGraphLaunch(CUgraphExec x, CUstream h) {
     ENTER();
     CUstream s = stream_of(h);
     if (!x || !s) return CUDA_ERROR_INVALID_HANDLE;
+    if (CUresult e = validate(*x->graph)) return e;
     count(Replays);
     Op op;
     op.kind = Op::Child;

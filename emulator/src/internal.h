@@ -78,6 +78,9 @@ struct Settings {
     bool shuffle = false;
     uint64_t seed = 0;
     bool stats = false;
+    int driver = 13000;         // what cuDriverGetVersion answers
+    bool pools = true;          // stream-ordered memory
+    bool late = false;          // streams execute when somebody waits
     unsigned max_static_shared = 48 * 1024;
     unsigned max_shared = 227 * 1024;
     unsigned shared_per_sm = 228 * 1024;
@@ -239,6 +242,8 @@ struct CUstream_st {
 CUstream stream_of(CUstream handle);     // null, legacy and per-thread handles too; null pointer if it is none
 CUresult enqueue(CUstream s, Op&& op, CUgraphNode* node = nullptr);
 CUresult execute(Op& op);
+// With HADAL_EMU_LATE: does what streams have not done yet. Every call that waits begins with it, or frees what the work may use.
+CUresult run_late();
 // Calls that a capture forbids (they might wait for the device): refuse, and spoil the capture as the driver does.
 CUresult forbid_in_capture();
 

@@ -25,6 +25,7 @@ EXPORT CUresult cuMemFree_v2(CUdeviceptr p) {
     ENTER();
     if (!p) return CUDA_SUCCESS;
     NOT_IN_CAPTURE();
+    if (CUresult e = run_late()) return e;
     return memory::release(p);
 }
 EXPORT CUresult cuMemAllocPitch_v2(CUdeviceptr* p, size_t* pitch, size_t width, size_t height, unsigned) {
@@ -51,7 +52,9 @@ EXPORT CUresult cuMemGetAddressRange_v2(CUdeviceptr* base, size_t* size, CUdevic
 // ---- stream-ordered
 
 static CUresult allocate_async(CUdeviceptr* p, size_t n, CUmemoryPool pool, CUstream s) {
+    if (!settings().pools) return CUDA_ERROR_NOT_SUPPORTED;
     CUresult e = memory::allocate(s->ctx->dev, n, pool, p);
+    if (e == CUDA_ERROR_OUT_OF_MEMORY && run_late() == CUDA_SUCCESS) e = memory::allocate(s->ctx->dev, n, pool, p);
     if (e != CUDA_SUCCESS || !s->capture) return e;
     // Captured: the address belongs to the graph from now on, and each replay finds the memory fresh.
     Alloc* a = memory::find(*p);
@@ -75,6 +78,7 @@ EXPORT CUresult cuMemAllocFromPoolAsync(CUdeviceptr* p, size_t n, CUmemoryPool p
 }
 EXPORT CUresult cuMemFreeAsync(CUdeviceptr p, CUstream h) {
     ENTER();
+    if (!settings().pools) return CUDA_ERROR_NOT_SUPPORTED;
     STREAM(s, h);
     if (!p) return CUDA_SUCCESS;
     Alloc* a = memory::find(p);
@@ -155,6 +159,7 @@ EXPORT CUresult cuMemHostAlloc(void** p, size_t n, unsigned) {
 EXPORT CUresult cuMemAllocHost_v2(void** p, size_t n) { return cuMemHostAlloc(p, n, 0); }
 EXPORT CUresult cuMemFreeHost(void* p) {
     ENTER();
+    if (CUresult e = run_late()) return e;
     std::lock_guard<std::mutex> g(host_lock);
     for (size_t i = 0; i < host_blocks.size(); i++)
         if (host_blocks[i].first == p) {
@@ -221,7 +226,10 @@ static CUresult copy(uintptr_t dst, uintptr_t src, size_t n, int which, CUstream
     Op op;
     op.kind = Op::Memcpy;
     op.dst = dst, op.src = src, op.bytes = n;
-    return enqueue(s, std::move(op));
+    CUresult e = enqueue(s, std::move(op));
+    // A copy to pageable memory returns when it is done, as does every copy that is not asynchronous.
+    bool pageable = !(which & DST_DEVICE) && !memory::in_ranges(dst, n);
+    return e == CUDA_SUCCESS && !s->capture && (!async || pageable) ? run_late() : e;
 }
 EXPORT CUresult cuMemcpyHtoD_v2(CUdeviceptr d, const void* s, size_t n) { return copy(d, (uintptr_t)s, n, DST_DEVICE, nullptr, false); }
 EXPORT CUresult cuMemcpyDtoH_v2(void* d, CUdeviceptr s, size_t n) { return copy((uintptr_t)d, s, n, SRC_DEVICE, nullptr, false); }

@@ -152,6 +152,8 @@ EXPORT CUresult cuModuleLoad(CUmodule* m, const char* path) {
     return load(m, s.data());
 }
 EXPORT CUresult cuModuleUnload(CUmodule m) {
+    ENTER();
+    run_late();
     if (!m) return CUDA_ERROR_INVALID_HANDLE;
     std::lock_guard<std::mutex> g(modules_lock);
     auto it = std::find(modules.begin(), modules.end(), m);
@@ -226,7 +228,7 @@ EXPORT CUresult cuFuncSetAttribute(CUfunction f, int attribute, int v) {
     switch (attribute) {
     case 8:
         if (v < 0 || (unsigned)v + f->static_shared > settings().max_shared) return CUDA_ERROR_INVALID_VALUE;
-        f->max_dynamic_shared = std::max(48u * 1024, (unsigned)v);
+        f->max_dynamic_shared = (unsigned)v;        // the function's, for all threads: lowered as well as raised
         break;
     case 9: f->carveout = v; break;
     case 14: f->nonportable_cluster = v != 0; break;
@@ -265,6 +267,8 @@ static CUresult launch(CUfunction f, Dim g, Dim b, unsigned shared, CUstream h, 
     if (!s) return CUDA_ERROR_INVALID_HANDLE;
     if (extra) return CUDA_ERROR_NOT_SUPPORTED;
     if (f->nparams && !params) return CUDA_ERROR_INVALID_VALUE;
+    // The kernel and the stream are of the context that is current.
+    if (s->ctx != current_ctx || f->module->ctx != current_ctx) return CUDA_ERROR_INVALID_HANDLE;
     Launch l;
     l.fn = f, l.grid = g, l.block = b, l.cluster = cluster, l.dynamic_shared = shared;
     CUresult e = validate_launch(l);

@@ -1,5 +1,8 @@
 // NVRTC's face.
+#include <dlfcn.h>
+
 #include <algorithm>
+#include <cstdio>
 #include <cstring>
 
 #include "internal.h"
@@ -28,12 +31,17 @@ typedef Program* nvrtcProgram;
 
 EXPORT nvrtcResult nvrtcVersion(int* major, int* minor) {
     if (!major || !minor) return NVRTC_ERROR_INVALID_INPUT;
+    // A copy of this file under another version's name (libnvrtc.so.13.0) passes for it.
     *major = 12, *minor = 9;
     if (compiler::mode() == compiler::FromPtx) {
         auto& real = compiler::about_real_nvrtc();
         if (!real.version[0]) return NVRTC_ERROR_INTERNAL_ERROR;
         *major = real.version[0], *minor = real.version[1];
     }
+    Dl_info info;
+    const char* name = dladdr((void*)&nvrtcVersion, &info) && info.dli_fname ? strrchr(info.dli_fname, '/') : nullptr;
+    int other = 0, its = 0;
+    if (name && sscanf(name, "/libnvrtc.so.%d.%d", &other, &its) == 2) *major = other, *minor = its;
     return NVRTC_SUCCESS;
 }
 static const std::vector<int>& archs() {

@@ -1,8 +1,12 @@
-// Streams run what is enqueued at once, on the caller's thread. Under capture they record instead.
+// Streams run what is enqueued at once, on the caller's thread; with HADAL_EMU_LATE when somebody waits. Under capture they record instead.
+#include <sys/uio.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstring>
+#include <deque>
 
 #include "graph.h"
 
@@ -124,6 +128,57 @@ CUresult execute(Op& op) {
     return CUDA_ERROR_UNKNOWN;
 }
 
+// ---- work that is done late
+
+namespace {
+struct Later {
+    CUcontext ctx;
+    Op op;
+    std::vector<uint8_t> was;       // what the host's pageable memory held when the copy was asked for
+};
+std::recursive_mutex late_lock;
+std::deque<Later> late;
+const size_t most_late = 256;       // a device is not behind for good
+}
+static void lost(CUcontext c, CUresult e) {
+    int none = 0;
+    c->sticky.compare_exchange_strong(none, e);
+}
+CUresult run_late() {
+    if (!settings().late) return CUDA_SUCCESS;
+    std::lock_guard<std::recursive_mutex> g(late_lock);
+    while (!late.empty()) {
+        Later l = std::move(late.front());
+        late.pop_front();
+        CUresult e = CUDA_SUCCESS;
+        if (!l.was.empty()) {
+            // The memory may be gone: it is read as another process would.
+            std::vector<uint8_t> now(l.was.size());
+            iovec to{now.data(), now.size()}, from{(void*)l.op.src, now.size()};
+            if (process_vm_readv(getpid(), &to, 1, &from, 1, 0) != (ssize_t)now.size() || now != l.was) {
+                fprintf(stderr, "hadal emulator: %zu bytes of pageable host memory were freed or changed before a copy to the device read them\n", now.size());
+                e = CUDA_ERROR_ILLEGAL_ADDRESS;
+            }
+        }
+        if (e == CUDA_SUCCESS) e = execute(l.op);
+        if (e != CUDA_SUCCESS) {
+            lost(l.ctx, e);
+            late.clear();
+            return e;
+        }
+    }
+    return CUDA_SUCCESS;
+}
+static CUresult run_later(CUstream s, Op&& op) {
+    std::lock_guard<std::recursive_mutex> g(late_lock);
+    op.own_params();
+    Later l{s->ctx, std::move(op), {}};
+    bool upload = l.op.kind == Op::Memcpy && memory::in_arena(l.op.dst) && !memory::in_arena(l.op.src);
+    if (upload && !memory::in_ranges(l.op.src, l.op.bytes)) l.was.assign((uint8_t*)l.op.src, (uint8_t*)l.op.src + l.op.bytes);
+    late.push_back(std::move(l));
+    return late.size() > most_late ? run_late() : CUDA_SUCCESS;
+}
+
 CUresult enqueue(CUstream s, Op&& op, CUgraphNode* node) {
     if (s->capture) {
         std::lock_guard<std::mutex> g(capture_lock);
@@ -145,11 +200,9 @@ CUresult enqueue(CUstream s, Op&& op, CUgraphNode* node) {
                     return CUDA_ERROR_STREAM_CAPTURE_IMPLICIT;
                 }
     }
+    if (settings().late) return run_later(s, std::move(op));
     CUresult e = execute(op);
-    if (e == CUDA_ERROR_ILLEGAL_ADDRESS) {
-        int none = 0;
-        s->ctx->sticky.compare_exchange_strong(none, e);
-    }
+    if (e == CUDA_ERROR_ILLEGAL_ADDRESS) lost(s->ctx, e);
     return e;
 }
 
@@ -171,6 +224,8 @@ static CUresult create(CUstream* out, unsigned flags, int priority) {
 EXPORT CUresult cuStreamCreate(CUstream* s, unsigned flags) { return create(s, flags, 0); }
 EXPORT CUresult cuStreamCreateWithPriority(CUstream* s, unsigned flags, int priority) { return create(s, flags, priority); }
 EXPORT CUresult cuStreamDestroy_v2(CUstream h) {
+    ENTER();
+    run_late();
     if ((uintptr_t)h <= 2) return CUDA_ERROR_INVALID_HANDLE;
     std::lock_guard<std::mutex> g(streams_lock);
     auto it = std::find(streams.begin(), streams.end(), h);
@@ -195,7 +250,7 @@ static CUresult wait_for(CUstream h, bool query) {
         s->capture->invalid = true;
         return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
     }
-    return CUDA_SUCCESS;
+    return run_late();
 }
 EXPORT CUresult cuStreamSynchronize(CUstream s) {
     count_synchronization();
@@ -242,6 +297,7 @@ EXPORT CUresult cuStreamAddCallback(CUstream h, void (*fn)(CUstream, CUresult, v
     ENTER();
     STREAM(s, h);
     if (s->capture) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+    if (CUresult e = run_late()) return e;
     fn(h, CUDA_SUCCESS, user);
     return CUDA_SUCCESS;
 }
@@ -258,6 +314,8 @@ EXPORT CUresult cuEventCreate(CUevent* e, unsigned flags) {
     return CUDA_SUCCESS;
 }
 EXPORT CUresult cuEventDestroy_v2(CUevent e) {
+    ENTER();
+    run_late();
     if (!e) return CUDA_ERROR_INVALID_HANDLE;
     delete e;
     return CUDA_SUCCESS;
@@ -277,7 +335,11 @@ static CUresult record(CUevent e, CUstream h) {
     e->tail.clear();
     e->recorded = true;
     e->ns = now();
-    return CUDA_SUCCESS;
+    if (!settings().late) return CUDA_SUCCESS;
+    Op op;
+    op.kind = Op::RecordEvent;
+    op.event = e;
+    return enqueue(s, std::move(op));
 }
 EXPORT CUresult cuEventRecord(CUevent e, CUstream s) { return record(e, s); }
 EXPORT CUresult cuEventRecordWithFlags(CUevent e, CUstream h, unsigned flags) {
@@ -298,13 +360,14 @@ static CUresult event_done(CUevent e) {
         e->capture->invalid = true;
         return CUDA_ERROR_CAPTURED_EVENT;
     }
-    return CUDA_SUCCESS;
+    return run_late();
 }
 EXPORT CUresult cuEventQuery(CUevent e) { return event_done(e); }
 EXPORT CUresult cuEventSynchronize(CUevent e) { return event_done(e); }
 static CUresult elapsed(float* ms, CUevent a, CUevent b) {
     ENTER();
     if (!a || !b || !ms || !a->recorded || !b->recorded || (a->flags | b->flags) & 2) return CUDA_ERROR_INVALID_HANDLE;
+    if (CUresult late = run_late()) return late;
     *ms = (float)((double)(b->ns - a->ns) * 1e-6);
     return CUDA_SUCCESS;
 }

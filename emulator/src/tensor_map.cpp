@@ -73,6 +73,7 @@ static CUresult finish(const char* f, TensorMap& m, void* out) {
 
 EXPORT CUresult cuTensorMapEncodeTiled(void* out, int type, unsigned rank, void* address, const uint64_t* extent, const uint64_t* strides, const unsigned* box,
                                        const unsigned* steps, int interleave, int swizzle, int promotion, int fill) {
+    ENTER();
     const char* f = "cuTensorMapEncodeTiled";
     count(Encodes);
     if (settings().cc_major < 9) return CUDA_ERROR_NOT_SUPPORTED;
@@ -90,6 +91,7 @@ EXPORT CUresult cuTensorMapEncodeTiled(void* out, int type, unsigned rank, void*
 EXPORT CUresult cuTensorMapEncodeIm2col(void* out, int type, unsigned rank, void* address, const uint64_t* extent, const uint64_t* strides, const int* lower,
                                         const int* upper, unsigned channels, unsigned pixels, const unsigned* steps, int interleave, int swizzle, int promotion,
                                         int fill) {
+    ENTER();
     const char* f = "cuTensorMapEncodeIm2col";
     count(Encodes);
     if (settings().cc_major < 9) return CUDA_ERROR_NOT_SUPPORTED;

@@ -5,7 +5,7 @@ use std::{path::PathBuf, process, str::FromStr};
 use hadal::{eprintln, println};
 
 const HELP: &str = "\
-Trains ResNet-18 on Fashion-MNIST, as section 7.6 of the book does.
+Trains ResNet-18 on Fashion-MNIST, as section 6.12 of the book does.
 
 usage: resnet18_fashion_mnist [options]
 

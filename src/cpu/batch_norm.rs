@@ -4,6 +4,7 @@
 //! digits; the rare channel whose sample was far off (measured in its own standard deviations) makes the pass run again with the
 //! mean just found.
 
+use crate::cpu::parallel::Each;
 use rayon::prelude::*;
 
 use super::memory;
@@ -61,7 +62,7 @@ fn channel_sums<const K: usize>(
     }
     let per_part = s.n.div_ceil(PARTS).max((PIECE / image).max(1));
     let mut parts = memory::filled(s.n.div_ceil(per_part) * s.c, [0.0; K])?;
-    parts.par_chunks_mut(s.c).enumerate().for_each(|(part, sums)| {
+    parts.par_chunks_mut(s.c).enumerate().each(|(part, sums)| {
         for n in part * per_part..((part + 1) * per_part).min(s.n) {
             run(n * image..(n + 1) * image, sums);
         }
@@ -214,7 +215,7 @@ fn apply(x: &[f32], behind: Behind, affine: &[[f32; 3]], y: &mut [f32], s: &Norm
         return;
     }
     let piece = s.planes() * s.inner;
-    y.par_chunks_mut(piece).zip(x.par_chunks(piece)).enumerate().for_each(|(i, (y, x))| {
+    y.par_chunks_mut(piece).zip(x.par_chunks(piece)).enumerate().each(|(i, (y, x))| {
         let mut channel = i * s.planes() % s.c;
         for (k, (y, x)) in y.chunks_exact_mut(s.inner).zip(x.chunks_exact(s.inner)).enumerate() {
             let [a, b, c] = affine[channel];
@@ -312,8 +313,8 @@ pub(crate) fn combine(x: &[f32], dy: &[f32], y: Option<&[f32]>, affine: &[[f32; 
         }
     };
     if dr.is_empty() {
-        dx.par_chunks_mut(piece).enumerate().for_each(|(i, dx)| work(i, dx, &mut []));
+        dx.par_chunks_mut(piece).enumerate().each(|(i, dx)| work(i, dx, &mut []));
     } else {
-        dx.par_chunks_mut(piece).zip(dr.par_chunks_mut(piece)).enumerate().for_each(|(i, (dx, dr))| work(i, dx, dr));
+        dx.par_chunks_mut(piece).zip(dr.par_chunks_mut(piece)).enumerate().each(|(i, (dx, dr))| work(i, dx, dr));
     }
 }

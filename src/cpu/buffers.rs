@@ -19,8 +19,13 @@ use crate::{Result, context::MemoryStats};
 const SMALL: usize = 32 << 10;
 
 /// A `Vec` that returns to the pool when dropped.
-#[derive(Debug)]
 pub struct Buffer<T: Pooled>(Vec<T>);
+
+impl<T: Pooled> std::fmt::Debug for Buffer<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Buffer of {}", self.0.len())
+    }
+}
 
 /// An element type with a pool of its own.
 pub trait Pooled: Copy + Default + Send + Sync + 'static {

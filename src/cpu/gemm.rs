@@ -8,6 +8,8 @@
 
 use gemm_common::Parallelism;
 
+use super::parallel::{self, Waiting};
+
 /// A read-only `rows x cols` view: element (i, j) is `data[i * rs + j * cs]`.
 #[derive(Clone, Copy)]
 pub struct Mat<'a, T> {
@@ -146,9 +148,9 @@ pub fn gemm<T: Scalar>(m: usize, n: usize, k: usize, alpha: T, a: Mat<T>, b: Mat
     if m == 0 || n == 0 {
         return;
     }
-    let parallelism = match threads {
-        Threads::One => Parallelism::None,
-        Threads::Pool => Parallelism::Rayon(0),
+    let (parallelism, _waiting) = match threads {
+        Threads::Pool if parallel::shared() => (Parallelism::Rayon(0), Some(Waiting::new())),
+        _ => (Parallelism::None, None),
     };
     // The crate prefers a destination whose columns are contiguous: of the transposed problem, if need be.
     let (m, n, a, b, c_rs, c_cs) = if c.cs < c.rs { (n, m, b.t(), a.t(), c.cs, c.rs) } else { (m, n, a, b, c.rs, c.cs) };

@@ -7,6 +7,7 @@ pub(crate) mod elementwise;
 pub(crate) mod gemm;
 pub(crate) mod math;
 pub(crate) mod memory;
+mod opt_level;
 pub(crate) mod parallel;
 pub(crate) mod pooling;
 pub(crate) mod simd;

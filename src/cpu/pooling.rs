@@ -3,6 +3,7 @@
 //! Rows are first split by phase, so that element `j * stride + p` of a padded row is element j of phase p: every tap of every window then reads a contiguous run,
 //! and the loops over a row of outputs vectorize for any stride.
 
+use crate::cpu::parallel::Each;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -154,9 +155,9 @@ pub fn max_pool_forward(x: &[f32], y: &mut [f32], argmax: Option<&mut [i32]>, s:
         Some(argmax) => {
             assert_eq!(argmax.len(), y.len(), "max_pool: one place per output");
             let tasks = y.par_chunks_mut(tasks * p).zip(argmax.par_chunks_mut(tasks * p)).zip(x.par_chunks(tasks * plane));
-            tasks.try_for_each(|((y, places), x)| run(y, places, x))?;
+            tasks.try_each(|((y, places), x)| run(y, places, x))?;
         }
-        None => y.par_chunks_mut(tasks * p).zip(x.par_chunks(tasks * plane)).try_for_each(|(y, x)| run(y, &mut [], x))?,
+        None => y.par_chunks_mut(tasks * p).zip(x.par_chunks(tasks * plane)).try_each(|(y, x)| run(y, &mut [], x))?,
     }
     Ok(())
 }
@@ -244,7 +245,7 @@ pub fn max_pool_backward(dy: &[f32], argmax: &[i32], dx: &mut [f32], s: &PoolSha
         return;
     }
     let (plane, p, tasks) = (s.h * s.w, s.out_h() * s.out_w(), s.per_task());
-    dx.par_chunks_mut(tasks * plane).zip(dy.par_chunks(tasks * p)).zip(argmax.par_chunks(tasks * p)).for_each(
+    dx.par_chunks_mut(tasks * plane).zip(dy.par_chunks(tasks * p)).zip(argmax.par_chunks(tasks * p)).each(
         |((dx, dy), places)| {
             for ((dx, dy), places) in dx.chunks_exact_mut(plane).zip(dy.chunks_exact(p)).zip(places.chunks_exact(p)) {
                 dx.fill(0.0);
@@ -277,7 +278,7 @@ pub fn avg_pool_forward(x: &[f32], y: &mut [f32], s: &PoolShape) -> Result<()> {
     let (len, row_len) = s.phase_len();
     let (ow, stride) = (s.out_w(), s.stride[1]);
     if s.is_global() {
-        y.par_chunks_mut(tasks).zip(x.par_chunks(tasks * plane)).for_each(|(y, x)| {
+        y.par_chunks_mut(tasks).zip(x.par_chunks(tasks * plane)).each(|(y, x)| {
             for (y, x) in y.iter_mut().zip(x.chunks_exact(plane)) {
                 *y = crate::cpu::elementwise::sum(x) / plane as f32;
             }
@@ -285,7 +286,7 @@ pub fn avg_pool_forward(x: &[f32], y: &mut [f32], s: &PoolShape) -> Result<()> {
         return Ok(());
     }
     let (down, across) = (counts(s, 0, s.h, s.out_h())?, counts(s, 1, s.w, ow)?);
-    y.par_chunks_mut(tasks * p).zip(x.par_chunks(tasks * plane)).try_for_each(|(y, x)| {
+    y.par_chunks_mut(tasks * p).zip(x.par_chunks(tasks * plane)).try_each(|(y, x)| {
         let mut phases = memory::filled(s.h * row_len, 0.0)?;
         for (y, x) in y.chunks_exact_mut(p).zip(x.chunks_exact(plane)) {
             crate::cpu::simd::vectorized(|| {
@@ -319,13 +320,13 @@ pub fn avg_pool_backward(dy: &[f32], dx: &mut [f32], s: &PoolShape) -> Result<()
     let (plane, p, tasks) = (s.h * s.w, s.out_h() * s.out_w(), s.per_task());
     let (ow, stride, pad) = (s.out_w(), s.stride[1], s.padding[1]);
     if s.is_global() {
-        dx.par_chunks_mut(tasks * plane).zip(dy.par_chunks(tasks)).for_each(|(dx, dy)| {
+        dx.par_chunks_mut(tasks * plane).zip(dy.par_chunks(tasks)).each(|(dx, dy)| {
             dx.chunks_exact_mut(plane).zip(dy).for_each(|(dx, dy)| dx.fill(dy / plane as f32));
         });
         return Ok(());
     }
     let (down, across) = (counts(s, 0, s.h, s.out_h())?, counts(s, 1, s.w, ow)?);
-    dx.par_chunks_mut(tasks * plane).zip(dy.par_chunks(tasks * p)).try_for_each(|(dx, dy)| {
+    dx.par_chunks_mut(tasks * plane).zip(dy.par_chunks(tasks * p)).try_each(|(dx, dy)| {
         let mut share = memory::filled(ow, 0.0)?;
         for (dx, dy) in dx.chunks_exact_mut(plane).zip(dy.chunks_exact(p)) {
             dx.fill(0.0);

@@ -5,22 +5,24 @@
 //! compiled side by side meanwhile. Whoever needs a result waits: reading back, `synchronize`, a graph's replay.
 //!
 //! The order of the work is that of the calls, so results are the same bits. What an array gave back to the pool may be handed on
-//! before the work that used it is queued, since its next user stands behind it. Only an error is told later, and then
-//! by every call, since what was to come after it has not been done.
+//! before the work that used it is queued, since its next user stands behind it. Only an error is told later. What stood behind
+//! the failed launch is not done, so what it was to compute has no values: every call of each thread that used the device before says so,
+//! until one that waits (`synchronize`, reading back, a replay) has said it to that thread. Then the device works on, unless the context is
+//! lost, which the driver itself says at every call.
 
 use std::{
+    cell::{Cell, RefCell},
     collections::VecDeque,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
-
-use cudarc::driver::{result, sys};
 
 use super::{
     capture,
     device::Device,
+    driver::{DevicePtr, Handle, checked},
     launch::{Queued, SYNC},
     memory::{Block, EXACT},
 };
@@ -30,18 +32,18 @@ use crate::{Context, Error, Result};
 pub(super) enum Work<'a> {
     Launch(Queued),
     Fill {
-        to: sys::CUdeviceptr,
+        to: DevicePtr,
         byte: u8,
         len: usize,
     },
     Copy {
-        to: sys::CUdeviceptr,
-        from: sys::CUdeviceptr,
+        to: DevicePtr,
+        from: DevicePtr,
         len: usize,
     },
     /// From the host's memory, which is kept when the copy has to wait.
     Upload {
-        to: sys::CUdeviceptr,
+        to: DevicePtr,
         bytes: std::borrow::Cow<'a, [u8]>,
     },
 }
@@ -66,23 +68,20 @@ impl Work<'_> {
     }
 
     /// Queues it on the stream; the device's context is current.
-    fn run(self, device: &Device, stream: sys::CUstream) -> Result<()> {
-        // SAFETY, of all three: the blocks hold `len` bytes and the stream orders the writes. Copies from pageable memory return
-        // when the bytes have been read.
+    fn run(self, device: &Device, stream: Handle) -> Result<()> {
+        let api = device.api;
         match self {
             Work::Launch(l) => l.run(device, stream),
             Work::Fill { to, byte, len } => {
-                // SAFETY: as above.
-                unsafe { result::memset_d8_async(to, byte, len, stream) }.map_err(|e| device.failed("cuMemsetD8Async", &e))
+                // SAFETY: the block holds `len` bytes, and the stream orders the writes.
+                checked(unsafe { (api.cuMemsetD8Async)(to, byte, len, stream) }).map_err(|e| device.failed("cuMemsetD8Async", e))
             }
             Work::Copy { to, from, len } => {
-                // SAFETY: as above.
-                unsafe { result::memcpy_dtod_async(to, from, len, stream) }.map_err(|e| device.failed("cuMemcpyDtoDAsync", &e))
+                // SAFETY: as above, of both blocks.
+                checked(unsafe { (api.cuMemcpyDtoDAsync)(to, from, len, stream) })
+                    .map_err(|e| device.failed("cuMemcpyDtoDAsync", e))
             }
-            Work::Upload { to, bytes } => {
-                // SAFETY: as above.
-                unsafe { result::memcpy_htod_async(to, &bytes, stream) }.map_err(|e| device.failed("cuMemcpyHtoDAsync", &e))
-            }
+            Work::Upload { to, bytes } => device.staging.upload(device, to, &bytes, stream),
         }
     }
 }
@@ -92,13 +91,26 @@ impl Work<'_> {
 pub(super) struct Backlog {
     /// False when there is none: then nobody takes the lock.
     some: AtomicBool,
+    /// The number of the last failure that was met in the list, or 0.
+    failure: AtomicU64,
     list: Mutex<List>,
+}
+
+/// Failures of all devices are counted, so that a thread knows which came before it.
+static FAILURES: AtomicU64 = AtomicU64::new(0);
+
+thread_local! {
+    /// Failures before this thread's first use of a device are none of its business.
+    static BORN: Cell<Option<u64>> = const { Cell::new(None) };
+    /// Devices, by address, and the last failure of each that a call which waits has told this thread.
+    static TOLD: RefCell<Vec<(usize, u64)>> = const { RefCell::new(Vec::new()) };
 }
 
 #[derive(Default)]
 struct List {
     work: VecDeque<Work<'static>>,
     bytes: usize,
+    /// The last failure.
     failed: Option<Error>,
 }
 
@@ -116,6 +128,7 @@ impl Device {
     /// Does the work: now, or after what waits. These are the blocks that it uses.
     pub(super) fn submit(&self, work: Work<'_>, blocks: &[&Arc<Block>]) -> Result<()> {
         let stream = capture::stream(self, blocks)?;
+        self.tell(false)?;
         if capture::active() || (!self.backlog.some.load(Ordering::Acquire) && work.is_ready()) {
             return work.run(self, stream);
         }
@@ -129,26 +142,61 @@ impl Device {
 
     /// Queues all that waits on the stream, and waits for the programs that it needs.
     pub(super) fn flush(&self) -> Result<()> {
+        self.tell(true)?;
         if !self.backlog.some.load(Ordering::Acquire) {
             return Ok(());
         }
         self.bind()?;
-        let mut list = self.backlog.list.lock().unwrap_or_else(PoisonError::into_inner);
-        self.drain(&mut list, true)
+        let done = {
+            let mut list = self.backlog.list.lock().unwrap_or_else(PoisonError::into_inner);
+            self.drain(&mut list, true)
+        };
+        // The failure that was met here, if one was, is told by this.
+        self.tell(true).and(done)
+    }
+
+    /// The last failure, unless this thread was told by a call that waits, as this one is with `waits`.
+    fn tell(&self, waits: bool) -> Result<()> {
+        let born = BORN.get().unwrap_or_else(|| {
+            let now = FAILURES.load(Ordering::Acquire);
+            BORN.set(Some(now));
+            now
+        });
+        let last = self.backlog.failure.load(Ordering::Acquire);
+        if last <= born {
+            return Ok(());
+        }
+        TOLD.with_borrow_mut(|told| {
+            let own = std::ptr::from_ref(self) as usize;
+            let i = told.iter().position(|(device, _)| *device == own).unwrap_or_else(|| {
+                told.push((own, 0));
+                told.len() - 1
+            });
+            if told[i].1 >= last {
+                return Ok(());
+            }
+            if waits {
+                told[i].1 = last;
+            }
+            let list = self.backlog.list.lock().unwrap_or_else(PoisonError::into_inner);
+            list.failed.as_ref().map_or(Ok(()), |e| Err(self.again(e)))
+        })
     }
 
     /// Queues what waits, up to the first launch whose program is not there yet, or with `wait` all.
     fn drain(&self, list: &mut List, wait: bool) -> Result<()> {
-        while list.failed.is_none() && list.work.front().is_some_and(|w| wait || w.is_ready()) {
+        while list.work.front().is_some_and(|w| wait || w.is_ready()) {
             let Some(work) = list.work.pop_front() else { break };
             list.bytes -= work.bytes();
-            if let Err(e) = work.run(self, self.stream.cu_stream()) {
+            if let Err(e) = work.run(self, self.stream()) {
+                // What stands behind may need what was not computed.
+                (list.work, list.bytes) = (VecDeque::new(), 0);
+                let told = self.again(&e);
                 list.failed = Some(e);
-                list.work.clear();
+                self.backlog.some.store(false, Ordering::Release);
+                self.backlog.failure.store(FAILURES.fetch_add(1, Ordering::AcqRel) + 1, Ordering::Release);
+                return Err(told);
             }
-        }
-        if let Some(e) = &list.failed {
-            return Err(self.again(e));
         }
         if list.work.is_empty() {
             self.backlog.some.store(false, Ordering::Release);

@@ -110,7 +110,7 @@ fn threads_launch_while_others_compile() -> Result<()> {
     })
 }
 
-/// What could not be compiled is told by whoever waits, and by every call after that; a user's source at its launch.
+/// What could not be compiled is told by every call until one that waits has told it, to each thread; a user's source at its launch.
 #[test]
 fn failures_are_told() -> Result<()> {
     let Some(d) = own_device()? else { return Ok(()) };
@@ -126,12 +126,53 @@ fn failures_are_told() -> Result<()> {
     launched?;
     launch(&y, "fill", None, Some(1.0))?;
     PAUSED.set(false);
-    for _ in 0..3 {
-        let e = y.to_vec::<f32>().expect_err("the launch before has failed");
-        assert!(matches!(&e, Error::Compile { file, .. } if file == "create.cu"), "{e}");
-        assert!(launch(&y, "fill", None, Some(1.0)).is_err() && d.synchronize().is_err());
+    let told = |e: Error| assert!(matches!(&e, Error::Compile { file, .. } if file == "create.cu"), "{e}");
+    let (failed, here) = (std::sync::Barrier::new(2), std::sync::Barrier::new(2));
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| {
+            // This thread has used the device before, so that it may have been what failed.
+            let own = array(&d, 8, DType::F32).and_then(|own| buffer(&own)?.zero().map(|()| own));
+            here.wait();
+            failed.wait();
+            (own.map(drop).err(), d.synchronize().err(), d.synchronize().err())
+        });
+        here.wait();
+        told(y.to_vec::<f32>().expect_err("the launch before has failed"));
+        failed.wait();
+        let (_, first, second) = other.join().unwrap();
+        told(first.expect("the other thread is told too"));
+        assert!(second.is_none(), "{second:?}");
+    });
+    works(&d)
+}
+
+/// A device that computes what it is asked to.
+fn works(d: &Arc<Device>) -> Result<()> {
+    let y = array(d, 8, DType::F32)?;
+    launch(&y, "fill", None, Some(4.0))?;
+    assert_eq!(y.to_vec::<f32>()?, [4.0; 8]);
+    d.synchronize()
+}
+
+/// A launch that the driver refuses, such as for too much shared memory, is an error of the work behind it, not the device's end.
+#[test]
+fn a_refused_launch_does_not_end_the_device() -> Result<()> {
+    let Some(d) = own_device()? else { return Ok(()) };
+    let y = array(&d, 8, DType::F32)?;
+    PAUSED.set(true);
+    let large = Launch::new(&y, "create.cu", "fill", &[("scalar_t", y.dtype().into())])?.array(&y).value(1.0).value(8i64);
+    large.run([1; 3], [32, 1, 1], 1 << 20)?;
+    assert_eq!(d.waiting(), 1);
+    PAUSED.set(false);
+    // Every call until one that waits.
+    for _ in 0..2 {
+        let e = launch(&y, "fill", None, Some(2.0)).and_then(|()| d.synchronize()).expect_err("a mebibyte of shared memory");
+        assert!(matches!(&e, Error::Cuda { call, .. } if call == "fill"), "{e}");
+        if d.synchronize().is_ok() {
+            break;
+        }
     }
-    Ok(())
+    works(&d)
 }
 
 /// Set in a process that [`alone`] started.

@@ -14,10 +14,9 @@ use std::{
     },
 };
 
-use cudarc::driver::sys;
-
 use super::{
     device::Device,
+    driver::{DevicePtr, Handle},
     memory::{Block, DeviceBuffer, EXACT},
 };
 use crate::{Context, Error, Result, random, random::Draw};
@@ -28,7 +27,7 @@ use crate::{Context, Error, Result, random, random::Draw};
 pub(super) struct Arena {
     phase: AtomicU8,
     /// `None` when the graph is gone.
-    free: Mutex<Option<BTreeMap<usize, Vec<sys::CUdeviceptr>>>>,
+    free: Mutex<Option<BTreeMap<usize, Vec<DevicePtr>>>>,
 }
 
 /// How far a graph is, and with it whether its arrays have values.
@@ -64,7 +63,7 @@ impl Arena {
     }
 
     /// A block that was dropped in this capture.
-    pub(super) fn take(&self, size: usize) -> Option<sys::CUdeviceptr> {
+    pub(super) fn take(&self, size: usize) -> Option<DevicePtr> {
         if *EXACT {
             return None;
         }
@@ -72,7 +71,7 @@ impl Arena {
     }
 
     /// Takes a block back.
-    pub(super) fn give(&self, device: &Device, ptr: sys::CUdeviceptr, size: usize) {
+    pub(super) fn give(&self, device: &Device, ptr: DevicePtr, size: usize) {
         match self.free.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
             Some(free) => free.entry(size).or_default().push(ptr),
             None => device.give(ptr, size),
@@ -104,22 +103,22 @@ pub(crate) type Before = Box<dyn Fn() -> Result<()> + Send + Sync>;
 /// This thread's capture.
 pub(super) struct Capture {
     pub(super) device: Arc<Device>,
-    pub(super) stream: sys::CUstream,
+    pub(super) stream: Handle,
     pub(super) arena: Arc<Arena>,
     /// Blocks from outside by address.
-    pub(super) held: HashMap<sys::CUdeviceptr, Arc<Block>>,
-    pub(super) writes: HashMap<sys::CUdeviceptr, Write>,
+    pub(super) held: HashMap<DevicePtr, Arc<Block>>,
+    pub(super) writes: HashMap<DevicePtr, Write>,
     /// The thread's random state and its resets when the capture began.
     pub(super) start: ((u64, u64), u64),
     /// Where replays find the random state of their beginning.
-    pub(super) base: sys::CUdeviceptr,
+    pub(super) base: DevicePtr,
     pub(super) before: Vec<Before>,
     /// What is being written in place, when its name is known.
     name: Option<String>,
 }
 
 impl Capture {
-    pub(super) fn new(device: Arc<Device>, stream: sys::CUstream, base: sys::CUdeviceptr) -> Self {
+    pub(super) fn new(device: Arc<Device>, stream: Handle, base: DevicePtr) -> Self {
         let start = (random::state(), random::resets());
         let (held, writes) = (HashMap::new(), HashMap::new());
         Capture { device, stream, arena: Arena::new(), held, writes, start, base, before: Vec::new(), name: None }
@@ -171,10 +170,10 @@ pub(super) fn arena(device: &Device) -> Result<Option<Arc<Arena>>> {
 
 /// The stream for this thread's next work with these blocks, its context current: the device's, or the one that records.
 /// The graph then holds the blocks.
-pub(super) fn stream(device: &Device, blocks: &[&Arc<Block>]) -> Result<sys::CUstream> {
+pub(super) fn stream(device: &Device, blocks: &[&Arc<Block>]) -> Result<Handle> {
     blocks.iter().try_for_each(|b| hold(b))?;
     device.bind()?;
-    Ok(arena(device)?.and_then(|_| current(|c| c.stream)).unwrap_or(device.stream.cu_stream()))
+    Ok(arena(device)?.and_then(|_| current(|c| c.stream)).unwrap_or(device.stream()))
 }
 
 /// Whether this thread captures, and the block is not the capture's own.
@@ -217,15 +216,26 @@ pub(crate) fn before_replay(f: Before) {
     current(|c| c.before.push(f));
 }
 
+/// Gives the thread its capture back, also when what ran meanwhile panics.
+#[must_use]
+pub(crate) struct Aside(Option<Capture>);
+
+impl Aside {
+    /// Puts this thread's capture aside: what runs until the guard is dropped is no part of the graph.
+    pub(crate) fn new() -> Self {
+        Aside(exchange(None))
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        exchange(self.0.take());
+    }
+}
+
 /// Runs `f` as if this thread did not capture: its work is done now, and its memory is not the graph's to use again.
 pub(crate) fn outside<T>(f: impl FnOnce() -> T) -> T {
-    struct Back(Option<Capture>);
-    impl Drop for Back {
-        fn drop(&mut self) {
-            exchange(self.0.take());
-        }
-    }
-    let _back = Back(exchange(None));
+    let _aside = Aside::new();
     f()
 }
 

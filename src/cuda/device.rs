@@ -1,15 +1,37 @@
 //! Devices and the driver: found once, kept for the life of the process.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-
-use cudarc::driver::{
-    CudaContext, CudaStream, DriverError,
-    result::{self},
-    sys::{self, CUdevice_attribute_enum as Attribute},
+use std::{
+    collections::HashMap,
+    ffi::{CStr, c_int, c_uint},
+    sync::{Arc, Mutex, PoisonError},
 };
 
-use super::{backlog::Backlog, capture, memory::Pool, program::Programs, tune::Tuner};
+use super::{
+    backlog::Backlog,
+    capture,
+    driver::{self, Api, Failure, Handle, checked},
+    memory::{DeviceBuffer, Pool},
+    program::Programs,
+    staging::Staging,
+    tune::Tuner,
+};
 use crate::{Context, Error, Result, context::MemoryStats};
+
+/// `CUdevice_attribute` as CUDA's header numbers it.
+mod attribute {
+    use super::c_int;
+
+    pub(super) const MULTIPROCESSOR_COUNT: c_int = 16;
+    pub(super) const COMPUTE_CAPABILITY_MAJOR: c_int = 75;
+    pub(super) const COMPUTE_CAPABILITY_MINOR: c_int = 76;
+    pub(super) const MEMORY_POOLS_SUPPORTED: c_int = 115;
+}
+
+/// `CU_STREAM_NON_BLOCKING`: the stream does not wait for the legacy one.
+const NON_BLOCKING: c_uint = 1;
+
+/// The oldest compute capability that the kernels are written for: Turing's.
+const OLDEST: (i32, i32) = (7, 5);
 
 /// One GPU: its primary context, the stream on which everything is ordered, its pool and its kernels.
 pub(crate) struct Device {
@@ -22,9 +44,23 @@ pub(crate) struct Device {
     pub(super) programs: Programs,
     pub(super) backlog: Backlog,
     pub(super) tuner: Tuner,
-    pub(super) stream: Arc<CudaStream>,
-    context: Arc<CudaContext>,
+    /// Whether memory comes from the driver's stream-ordered pool, which some virtual GPUs do not have.
+    pub(super) pools: bool,
+    pub(super) staging: Staging,
+    /// Small zeros by their bytes, see [`Device::zeros`].
+    pub(super) zeros: Mutex<HashMap<usize, Arc<DeviceBuffer>>>,
+    pub(super) api: &'static Api,
+    stream: Shared,
+    context: Shared,
 }
+
+/// A handle of the driver's that all threads may use.
+struct Shared(Handle);
+
+// SAFETY: contexts and streams may be used by any thread at any time (CUDA driver API, "Stream synchronization behavior").
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
 
 impl std::fmt::Debug for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -32,56 +68,22 @@ impl std::fmt::Debug for Device {
     }
 }
 
-/// Names of the driver's functions without which nothing works; cudarc would panic where one is absent.
-const NEEDED: &[&str] = &[
-    "cuInit",
-    "cuDeviceGet",
-    "cuDevicePrimaryCtxRetain",
-    "cuCtxSetCurrent",
-    "cuMemAllocAsync",
-    "cuMemFreeAsync",
-    "cuMemcpyHtoDAsync_v2",
-    "cuMemcpyDtoHAsync_v2",
-    "cuModuleLoadData",
-    "cuLaunchKernel",
-    "cuStreamCreate",
-    "cuStreamDestroy_v2",
-    "cuStreamBeginCapture_v2",
-    "cuStreamEndCapture",
-    "cuGraphInstantiateWithFlags",
-    "cuGraphLaunch",
-    "cuGraphExecDestroy",
-    "cuGraphDestroy",
-];
-
-/// Opens the driver's library once; `Err` holds the sentence for the user.
-fn driver() -> Result<(), String> {
-    static DRIVER: OnceLock<Result<(), String>> = OnceLock::new();
-    let open = || {
-        // SAFETY: loading the driver runs its initializers, which is what a CUDA program asks for.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(
-                "no NVIDIA driver (libcuda.so.1 is not on the loader's path); use try_gpu to fall back to cpu()".to_owned()
-            );
-        }
-        // SAFETY: the library is present, so this does not panic; symbols are only looked up, not called.
-        let lib = unsafe { sys::culib() };
-        for name in NEEDED {
-            // SAFETY: the type is not used; only the presence of the symbol is asked for.
-            if unsafe { lib.get::<*const ()>(name.as_bytes()) }.is_err() {
-                return Err(format!("the NVIDIA driver is too old: it has no {name}; update it to 470 or later"));
-            }
-        }
-        result::init().map_err(|e| format!("the NVIDIA driver does not start: {}", words(&e)))
-    };
-    DRIVER.get_or_init(open).clone()
+/// How many devices the driver shows; an error as a sentence.
+fn count() -> Result<usize, String> {
+    let (api, mut n) = (driver::api()?, 0);
+    // SAFETY: the pointer is to a live local.
+    checked(unsafe { (api.cuDeviceGetCount)(&mut n) }).map_err(Failure::words)?;
+    Ok(n.max(0) as usize)
 }
 
 /// How many devices the driver shows.
 pub(crate) fn device_count() -> Result<usize> {
-    driver().map_err(|reason| Error::Device { context: Context::Gpu(0), reason })?;
-    let n = result::device::get_count().map_err(|e| Error::Device { context: Context::Gpu(0), reason: words(&e) })?;
-    Ok(n.max(0) as usize)
+    count().map_err(|reason| Error::Device { context: Context::Gpu(0), reason })
+}
+
+/// The newest CUDA that the driver knows, such as (12, 4); `None` without a driver.
+pub(crate) fn driver_version() -> Option<(i32, i32)> {
+    driver::version()
 }
 
 /// The device with that ordinal, opened at the first call.
@@ -100,34 +102,56 @@ impl Device {
     pub(super) fn open(ordinal: usize) -> Result<Self> {
         let context = Context::Gpu(ordinal);
         let refuse = |reason: String| Error::Device { context, reason };
-        let count = driver().and_then(|()| result::device::get_count().map_err(|e| words(&e))).map_err(refuse)?;
-        if ordinal >= count.max(0) as usize {
+        let fail = |e: Failure| refuse(e.words());
+        let (api, count) = (driver::api().map_err(refuse)?, count().map_err(refuse)?);
+        if ordinal >= count {
             return Err(refuse(format!("the driver shows {count} device(s)")));
         }
         crate::settings::check()?;
-        // Without NVRTC no kernel could run: say so now rather than at the first operation.
+        // Without NVRTC, or with one whose code this driver cannot load, no kernel could run: say so now rather than at the first operation.
         super::nvrtc::compiler().map_err(refuse)?;
-        let fail = |e: DriverError| refuse(words(&e));
-        let cuda = CudaContext::new(ordinal).map_err(fail)?;
-        // SAFETY: hadal orders all work on one stream itself, so cudarc's events would only cost time.
-        unsafe { cuda.disable_event_tracking() };
-        let stream = cuda.new_stream().map_err(fail)?;
-        let attribute = |a| cuda.attribute(a).map_err(fail);
-        let capability = (
-            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
-            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
-        );
+        let (mut device, mut name) = (0, [0; 256]);
+        // SAFETY: the pointers are to live locals, and the name has as many bytes as is said.
+        unsafe {
+            checked((api.cuDeviceGet)(&mut device, ordinal as c_int)).map_err(fail)?;
+            checked((api.cuDeviceGetName)(name.as_mut_ptr(), name.len() as c_int, device)).map_err(fail)?;
+        }
+        let attribute = |a: c_int| {
+            let mut v = 0;
+            // SAFETY: the pointer is to a live local.
+            checked(unsafe { (api.cuDeviceGetAttribute)(&mut v, a, device) }).map(|()| v).map_err(fail)
+        };
+        let capability = (attribute(attribute::COMPUTE_CAPABILITY_MAJOR)?, attribute(attribute::COMPUTE_CAPABILITY_MINOR)?);
+        let bytes = name.map(|c| c as u8);
+        let name = CStr::from_bytes_until_nul(&bytes).map_or_else(|_| String::new(), |s| s.to_string_lossy().into_owned());
+        if capability < OLDEST {
+            let ((major, minor), (least, of)) = (capability, OLDEST);
+            return Err(refuse(format!(
+                "{name} has compute capability {major}.{minor}; kernels need {least}.{of} (Turing) or newer"
+            )));
+        }
+        let (mut primary, mut stream) = (std::ptr::null_mut(), std::ptr::null_mut());
+        // SAFETY: the pointers are to live locals; the primary context is retained for the life of the process, and the stream belongs to it.
+        unsafe {
+            checked((api.cuDevicePrimaryCtxRetain)(&mut primary, device)).map_err(fail)?;
+            checked((api.cuCtxSetCurrent)(primary)).map_err(fail)?;
+            checked((api.cuStreamCreate)(&mut stream, NON_BLOCKING)).map_err(fail)?;
+        }
         Ok(Device {
             ordinal,
-            name: cuda.name().map_err(fail)?,
+            name,
             capability,
-            multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?.max(1) as u32,
+            multiprocessors: attribute(attribute::MULTIPROCESSOR_COUNT)?.max(1) as u32,
             pool: Mutex::default(),
             programs: Programs::default(),
             backlog: Backlog::default(),
             tuner: Tuner::default(),
-            stream,
-            context: cuda,
+            pools: attribute(attribute::MEMORY_POOLS_SUPPORTED)? > 0,
+            staging: Staging::default(),
+            zeros: Mutex::default(),
+            api,
+            stream: Shared(stream),
+            context: Shared(primary),
         })
     }
 
@@ -138,9 +162,23 @@ impl Device {
         format!("sm_{major}{minor}{}", if major >= 9 { "a" } else { "" })
     }
 
-    /// Makes the device's context current on this thread; before every driver call.
+    /// Makes the device's context current on this thread; before every driver call. Whether it is already is asked of the driver, which
+    /// other libraries in the process use too.
     pub(super) fn bind(&self) -> Result<()> {
-        self.context.bind_to_thread().map_err(|e| self.failed("cuCtxSetCurrent", &e))
+        let mut current = std::ptr::null_mut();
+        // SAFETY: the pointer is to a live local; the context is never released.
+        let bound = unsafe {
+            checked((self.api.cuCtxGetCurrent)(&mut current)).and_then(|()| match current == self.context.0 {
+                true => Ok(()),
+                false => checked((self.api.cuCtxSetCurrent)(self.context.0)),
+            })
+        };
+        bound.map_err(|e| self.failed("cuCtxSetCurrent", e))
+    }
+
+    /// The stream on which all work of the device is ordered.
+    pub(super) fn stream(&self) -> Handle {
+        self.stream.0
     }
 
     /// Waits for all work on the device's stream.
@@ -153,7 +191,8 @@ impl Device {
     pub(super) fn wait(&self) -> Result<()> {
         self.flush()?;
         self.bind()?;
-        self.stream.synchronize().map_err(|e| self.failed("cuStreamSynchronize", &e))
+        // SAFETY: the stream is the device's, whose context is current.
+        checked(unsafe { (self.api.cuStreamSynchronize)(self.stream()) }).map_err(|e| self.failed("cuStreamSynchronize", e))
     }
 
     /// Counters of the pool.
@@ -162,14 +201,7 @@ impl Device {
     }
 
     /// The error of a driver call.
-    pub(super) fn failed(&self, call: &str, e: &DriverError) -> Error {
-        Error::Cuda { context: Context::Gpu(self.ordinal), call: call.to_owned(), reason: words(e) }
+    pub(super) fn failed(&self, call: &str, e: Failure) -> Error {
+        Error::Cuda { context: Context::Gpu(self.ordinal), call: call.to_owned(), reason: e.words() }
     }
-}
-
-/// The driver's name and sentence for an error.
-pub(super) fn words(e: &DriverError) -> String {
-    let text =
-        |r: Result<&std::ffi::CStr, DriverError>| r.map_or_else(|_| "unknown".into(), |s| s.to_string_lossy().into_owned());
-    format!("{}: {}", text(e.error_name()), text(e.error_string()))
 }

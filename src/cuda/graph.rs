@@ -2,11 +2,10 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cudarc::driver::{result, sys};
-
 use super::{
     capture::{self, Arena, Before, Capture, Phase, Write},
     device::{Device, device},
+    driver::{DevicePtr, Handle, checked},
     launch::{Launch, SYNC},
     memory::Block,
 };
@@ -54,6 +53,7 @@ use crate::{Array, Context, DType, Error, Layout, Result, random};
 ///
 /// Threads: a capture concerns the thread that it runs on alone; others may use the device meanwhile, and capture too. A
 /// graph may be replayed from any thread, with that thread's random numbers.
+#[doc(alias = "CUDAGraph")]
 pub struct Graph {
     device: Arc<Device>,
     /// An address, since a driver's handle is a pointer. The lock makes a replay's calls follow one another.
@@ -137,8 +137,8 @@ impl Graph {
         self.device.bind()?;
         // SAFETY: the handle is valid until this graph is dropped; the memory that it reads and writes is alive, since
         // `held` and `arena` own it; the lock keeps other threads from the handle, which the driver does not.
-        unsafe { result::graph::launch(*exec as sys::CUgraphExec, self.device.stream.cu_stream()) }
-            .map_err(|e| self.device.failed("cuGraphLaunch", &e))?;
+        checked(unsafe { (self.device.api.cuGraphLaunch)(*exec as Handle, self.device.stream()) })
+            .map_err(|e| self.device.failed("cuGraphLaunch", e))?;
         if self.draws > 0 {
             random::set_state((seed, number.wrapping_add(self.draws)));
         }
@@ -157,7 +157,7 @@ impl Drop for Graph {
         if self.device.bind().is_ok() {
             // SAFETY: instantiated once and destroyed once. The driver lets a launch that is still running finish; its
             // memory goes to the pool, whose next user is ordered behind it on the same stream.
-            let _ = unsafe { result::graph::exec_destroy(*exec as sys::CUgraphExec) };
+            unsafe { (self.device.api.cuGraphExecDestroy)(*exec as Handle) };
         }
         self.arena.close(&self.device);
     }
@@ -166,25 +166,26 @@ impl Drop for Graph {
 /// A capture that has begun. Dropped before [`Recording::end`], by an error or a panic, it ends the capture and forgets it.
 struct Recording {
     device: Arc<Device>,
-    stream: sys::CUstream,
+    stream: Handle,
     state: (u64, u64),
 }
 
 impl Recording {
-    fn begin(device: Arc<Device>, base: sys::CUdeviceptr) -> Result<Self> {
+    fn begin(device: Arc<Device>, base: DevicePtr) -> Result<Self> {
         device.bind()?;
         // A stream of the capture's own, on which nothing is ever run.
-        let stream =
-            result::stream::create(result::stream::StreamKind::NonBlocking).map_err(|e| device.failed("cuStreamCreate", &e))?;
+        let (api, mut stream) = (device.api, std::ptr::null_mut());
+        // SAFETY: the pointer is to a live local; 1 is CU_STREAM_NON_BLOCKING.
+        checked(unsafe { (api.cuStreamCreate)(&mut stream, 1) }).map_err(|e| device.failed("cuStreamCreate", e))?;
         // Relaxed: in the other modes the driver forbids this thread (or all) to allocate and to load modules meanwhile,
         // which is safe here. Memory is asked for on the device's stream, so it is no node of the graph, and what must not
         // be in a capture is refused by hadal itself with a sentence.
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        const RELAXED: std::ffi::c_int = 2;
         // SAFETY: the stream was created above.
-        if let Err(e) = unsafe { result::stream::begin_capture(stream, mode) } {
+        if let Err(e) = checked(unsafe { (api.cuStreamBeginCapture)(stream, RELAXED) }) {
             // SAFETY: nothing was queued on it.
-            let _ = unsafe { result::stream::destroy(stream) };
-            return Err(device.failed("cuStreamBeginCapture", &e));
+            unsafe { (api.cuStreamDestroy)(stream) };
+            return Err(device.failed("cuStreamBeginCapture", e));
         }
         capture::exchange(Some(Capture::new(device.clone(), stream, base)));
         Ok(Recording { device, stream, state: random::state() })
@@ -197,15 +198,18 @@ impl Recording {
         };
         // The closure may have made another device current.
         self.device.bind()?;
-        let mut graph = std::ptr::null_mut();
+        let (api, mut graph, mut exec) = (self.device.api, std::ptr::null_mut(), std::ptr::null_mut());
         // SAFETY: the stream captures, and on this thread; the graph is destroyed below.
-        unsafe { sys::cuStreamEndCapture(self.stream, &mut graph).result() }
-            .map_err(|e| self.device.failed("cuStreamEndCapture", &e))?;
-        // SAFETY: the graph is valid; it has no memory nodes and needs no flags.
-        let exec = unsafe { result::graph::instantiate(graph, sys::CUgraphInstantiate_flags_enum(0)) };
-        // SAFETY: what was instantiated does not need the graph any more, and nobody else has it.
-        let _ = unsafe { result::graph::destroy(graph) };
-        let exec = exec.map_err(|e| self.device.failed("cuGraphInstantiate", &e))?;
+        checked(unsafe { (api.cuStreamEndCapture)(self.stream, &mut graph) })
+            .map_err(|e| self.device.failed("cuStreamEndCapture", e))?;
+        // SAFETY: the graph is valid; it has no memory nodes and needs no flags. What was instantiated does not need it any more, and
+        // nobody else has it.
+        let made = unsafe {
+            let made = checked((api.cuGraphInstantiate)(&mut exec, graph, 0));
+            (api.cuGraphDestroy)(graph);
+            made
+        };
+        made.map_err(|e| self.device.failed("cuGraphInstantiate", e))?;
         let Some(capture) = capture::exchange(None) else { return fail("the thread's state was lost") };
         let Capture { device, arena, held, writes, before, start: ((_, first), resets), .. } = capture;
         let draws = random::state().1.wrapping_sub(first);
@@ -224,20 +228,20 @@ impl Drop for Recording {
     fn drop(&mut self) {
         // The draws are the replays'.
         random::set_state(self.state);
-        let unfinished = capture::exchange(None);
+        let (api, unfinished) = (self.device.api, capture::exchange(None));
         if self.device.bind().is_ok() {
             if unfinished.is_some() {
                 // An invalid capture has to be ended as well, and then gives no graph.
                 let mut graph = std::ptr::null_mut();
                 // SAFETY: the stream captures, unless `end` got past that, which this call then answers with an error.
-                let ended = unsafe { sys::cuStreamEndCapture(self.stream, &mut graph).result() };
+                let ended = checked(unsafe { (api.cuStreamEndCapture)(self.stream, &mut graph) });
                 if ended.is_ok() && !graph.is_null() {
                     // SAFETY: just made, and nobody else has it.
-                    let _ = unsafe { result::graph::destroy(graph) };
+                    unsafe { (api.cuGraphDestroy)(graph) };
                 }
             }
             // SAFETY: created by `begin`, captures no more, and nothing was ever run on it.
-            let _ = unsafe { result::stream::destroy(self.stream) };
+            unsafe { (api.cuStreamDestroy)(self.stream) };
         }
         if let Some(capture) = unfinished {
             capture.arena.close(&capture.device);

@@ -2,13 +2,13 @@
 
 use std::{ffi::c_void, sync::Arc};
 
-use cudarc::driver::{result, sys};
 use once_cell::sync::Lazy;
 
 use super::{
     backlog::Work,
     capture,
     device::Device,
+    driver::{Failure, Handle, checked},
     program::{Function, Program},
     source::{Define, Source},
     tensor_map::TensorMap,
@@ -48,6 +48,9 @@ pub(crate) struct Launch {
     device: Arc<Device>,
     queued: Queued,
     wrong: Option<Error>,
+    /// In tests that record launches instead of running them.
+    #[cfg(test)]
+    record: Option<crate::testing::Record>,
 }
 
 /// The part of a launch that may have to wait for its program, see [`super::backlog`].
@@ -64,6 +67,8 @@ pub(super) struct Queued {
 }
 
 enum Target {
+    #[cfg(test)]
+    Recorded,
     Ready(Arc<Function>),
     Pending(Arc<Program>),
 }
@@ -77,12 +82,31 @@ impl Launch {
     /// The kernel `name` of `source`.
     pub(super) fn of(source: &Source, array: &Array, name: &'static str, defines: &[(&'static str, Define)]) -> Result<Self> {
         let device = array.cuda(name)?.owner().clone();
+        #[cfg(test)]
+        if let Some(record) = crate::testing::Record::new(source.file(), name, defines) {
+            let queued = Queued {
+                target: Target::Recorded,
+                name,
+                words: Vec::new(),
+                places: Vec::new(),
+                grid: [1; 3],
+                block: [1; 3],
+                shared_bytes: 0,
+            };
+            return Ok(Launch { device, queued, wrong: None, record: Some(record) });
+        }
         let program = device.program(source, defines);
         let waits = source.is_own() && device.defers() && !program.is_done();
         let target = if waits { Target::Pending(program) } else { Target::Ready(program.function(&device, name)?) };
         let (words, places) = (Vec::with_capacity(32), Vec::with_capacity(16));
         let queued = Queued { target, name, words, places, grid: [1; 3], block: [1; 3], shared_bytes: 0 };
-        Ok(Launch { device, queued, wrong: None })
+        Ok(Launch {
+            device,
+            queued,
+            wrong: None,
+            #[cfg(test)]
+            record: None,
+        })
     }
 
     fn word(&mut self, w: u64) {
@@ -97,6 +121,8 @@ impl Launch {
                 if let Err(e) = capture::hold(b.block()) {
                     self.fail(e);
                 }
+                #[cfg(test)]
+                self.record.iter_mut().for_each(|r| r.address(b.ptr()));
                 Some(b.ptr())
             }
             _ => {
@@ -123,6 +149,11 @@ impl Launch {
     /// An array as the copy engine sees it: the `TensorMap` of `kernels/ptx_hopper.cuh`.
     pub(crate) fn tensor(mut self, a: &Array, map: &TensorMap) -> Self {
         let Some(address) = self.address(a) else { return self };
+        #[cfg(test)]
+        if let Some(record) = &mut self.record {
+            record.tensor_map(map);
+            return self;
+        }
         match map.encode(self.queued.name, &self.device, a, address) {
             Ok(words) => self.value(words),
             Err(e) => {
@@ -193,6 +224,11 @@ impl Launch {
             return Ok(());
         }
         (self.queued.grid, self.queued.block, self.queued.shared_bytes) = (grid, block, shared_bytes);
+        #[cfg(test)]
+        if let Some(record) = self.record {
+            record.launched(&self.queued.words, grid, block, shared_bytes);
+            return Ok(());
+        }
         self.device.submit(Work::Launch(self.queued), &[])
     }
 }
@@ -209,29 +245,24 @@ impl Queued {
     }
 
     /// Queues the kernel on the stream, whose context is current.
-    pub(super) fn run(mut self, device: &Device, stream: sys::CUstream) -> Result<()> {
+    pub(super) fn run(mut self, device: &Device, stream: Handle) -> Result<()> {
         if let Target::Pending(program) = &self.target {
             self.target = Target::Ready(program.function(device, self.name)?);
             self.takes()?;
         }
         let Target::Ready(function) = &self.target else { return Ok(()) };
-        let (function, shared_bytes) = (function.handle(), self.shared_bytes);
-        let fail = |e: &cudarc::driver::DriverError| device.failed(self.name, e);
-        if shared_bytes > 48 << 10 {
-            let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: the function belongs to a loaded module.
-            unsafe { result::function::set_function_attribute(function, attribute, shared_bytes as i32) }
-                .map_err(|e| fail(&e))?;
-        }
+        let fail = |e: Failure| device.failed(self.name, e);
+        function.allow_shared(device, self.shared_bytes).map_err(fail)?;
         let words = self.words.as_mut_ptr();
         // SAFETY: each argument begins inside `words`.
         let mut params: Vec<*mut c_void> = self.places.iter().map(|&(i, _)| unsafe { words.add(i) }.cast()).collect();
-        let dims = |d: [u32; 3]| (d[0], d[1], d[2]);
+        let ([gx, gy, gz], [x, y, z], shared) = (self.grid, self.block, self.shared_bytes);
+        let (params, none) = (params.as_mut_ptr(), std::ptr::null_mut());
         // SAFETY: the function is loaded on the current context; the driver copies the arguments during the call.
         // Their number and sizes are the kernel's (checked above where the driver tells); that their meaning is too is the
         // op's contract, which the parity test of each op checks. The arrays stay valid since blocks are handed on in stream order only.
-        unsafe { result::launch_kernel(function, dims(self.grid), dims(self.block), shared_bytes, stream, &mut params) }
-            .map_err(|e| fail(&e))?;
+        checked(unsafe { (device.api.cuLaunchKernel)(function.handle(), gx, gy, gz, x, y, z, shared, stream, params, none) })
+            .map_err(fail)?;
         if *SYNC && !capture::active() {
             device.synchronize().map_err(|e| match e {
                 Error::Cuda { context, reason, .. } => Error::Cuda { context, call: self.name.to_owned(), reason },

@@ -9,20 +9,20 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use cudarc::driver::{result, sys};
 use once_cell::sync::Lazy;
 
 use super::{
     backlog::Work,
     capture::{self, Arena},
     device::Device,
+    driver::{DevicePtr, Failure, checked},
 };
-use crate::{Context, Error, Result, context::MemoryStats, ops::moments::Note, settings};
+use crate::{Context, Error, Result, context::MemoryStats, gemm::bn_stats::BufferStats, settings};
 
 /// Free blocks by size, and counters in bytes.
 #[derive(Default)]
 pub(super) struct Pool {
-    free: BTreeMap<usize, Vec<sys::CUdeviceptr>>,
+    free: BTreeMap<usize, Vec<DevicePtr>>,
     pub(super) stats: MemoryStats,
 }
 
@@ -64,7 +64,7 @@ fn rounded(bytes: usize) -> usize {
 /// the memory alive without making its array look shared.
 pub(super) struct Block {
     pub(super) device: Arc<Device>,
-    pub(super) ptr: sys::CUdeviceptr,
+    pub(super) ptr: DevicePtr,
     pub(super) size: usize,
     /// The capture that the block was taken in, which owns it.
     pub(super) arena: Option<Arc<Arena>>,
@@ -85,7 +85,7 @@ pub struct DeviceBuffer {
     /// Bytes asked for.
     len: usize,
     /// What is known of the elements, until they are written.
-    note: Mutex<Option<Note>>,
+    note: Mutex<Option<BufferStats>>,
 }
 
 impl std::fmt::Debug for DeviceBuffer {
@@ -113,7 +113,7 @@ impl Device {
     /// A block from the pool, or from the driver. A thread that captures may call this too: its blocks have to be free in
     /// the order of the device's stream, since that is where the graph will run, and the driver is asked on that stream,
     /// not on the one that is being captured.
-    fn take(&self, size: usize) -> Result<sys::CUdeviceptr> {
+    fn take(&self, size: usize) -> Result<DevicePtr> {
         let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
         let cached = pool.free.get_mut(&size).and_then(Vec::pop);
         let ptr = match cached {
@@ -132,14 +132,13 @@ impl Device {
     }
 
     /// Takes a block back.
-    pub(super) fn give(&self, ptr: sys::CUdeviceptr, size: usize) {
+    pub(super) fn give(&self, ptr: DevicePtr, size: usize) {
         let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
         pool.stats.in_use -= size;
         if *EXACT {
             // A failure here has been, or will be, reported by the next call that can report it.
             if self.bind().is_ok() {
-                // SAFETY: nobody holds the block any more; work queued before on the stream is done with it first.
-                let _ = unsafe { result::free_async(ptr, self.stream.cu_stream()) };
+                let _ = self.driver_free(ptr);
             }
             return;
         }
@@ -148,30 +147,56 @@ impl Device {
     }
 
     /// Asks the driver; when it has no room, gives back what is cached and asks once more.
-    fn driver_alloc(&self, pool: &mut Pool, block: usize) -> Result<sys::CUdeviceptr> {
+    fn driver_alloc(&self, pool: &mut Pool, block: usize) -> Result<DevicePtr> {
         self.bind()?;
-        // SAFETY: the context is current and the stream belongs to it.
-        let ask = || unsafe { result::malloc_async(self.stream.cu_stream(), block) };
-        let out_of_memory = |e: &cudarc::driver::DriverError| e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY;
+        let ask = || {
+            let mut ptr = 0;
+            // SAFETY: the context is current and the stream belongs to it; the pointer is to a live local.
+            let answer = unsafe {
+                match self.pools {
+                    true => (self.api.cuMemAllocAsync)(&mut ptr, block, self.stream()),
+                    false => (self.api.cuMemAlloc)(&mut ptr, block),
+                }
+            };
+            checked(answer).map(|()| ptr)
+        };
+        let name = if self.pools { "cuMemAllocAsync" } else { "cuMemAlloc" };
         match ask() {
-            Err(e) if out_of_memory(&e) => {
+            Err(Failure::OUT_OF_MEMORY) => {
                 self.release(pool)?;
                 ask().map_err(|e| {
-                    if !out_of_memory(&e) {
-                        return self.failed("cuMemAllocAsync", &e);
+                    if e != Failure::OUT_OF_MEMORY {
+                        return self.failed(name, e);
                     }
+                    let (mut free, mut total) = (0, 0);
+                    // SAFETY: the pointers are to live locals. Where the driver does not tell, nothing is said to be free.
+                    unsafe { (self.api.cuMemGetInfo)(&mut free, &mut total) };
                     Error::OutOfMemory {
                         context: Context::Gpu(self.ordinal),
                         requested: block,
                         in_use: pool.stats.in_use,
                         cached: pool.stats.cached,
-                        free: result::mem_get_info().map_or(0, |(free, _)| free),
+                        free,
                     }
                 })
             }
-            Err(e) => Err(self.failed("cuMemAllocAsync", &e)),
+            Err(e) => Err(self.failed(name, e)),
             Ok(ptr) => Ok(ptr),
         }
+    }
+
+    /// Gives a block back that nobody holds any more; work queued before is done with it first. The context is current.
+    fn driver_free(&self, ptr: DevicePtr) -> Result<()> {
+        if self.pools {
+            // SAFETY: the block came from cuMemAllocAsync on this stream.
+            return checked(unsafe { (self.api.cuMemFreeAsync)(ptr, self.stream()) })
+                .map_err(|e| self.failed("cuMemFreeAsync", e));
+        }
+        // SAFETY: the stream is the device's; the block came from cuMemAlloc, and nothing uses it once the stream is done, whether or
+        // not cuMemFree would wait for that.
+        checked(unsafe { (self.api.cuStreamSynchronize)(self.stream()) })
+            .and_then(|()| checked(unsafe { (self.api.cuMemFree)(ptr) }))
+            .map_err(|e| self.failed("cuMemFree", e))
     }
 
     /// Returns all cached blocks to the driver.
@@ -180,12 +205,26 @@ impl Device {
         self.flush()?;
         for (_, list) in std::mem::take(&mut pool.free) {
             for ptr in list {
-                // SAFETY: the block came from malloc_async on this stream and no array holds it.
-                unsafe { result::free_async(ptr, self.stream.cu_stream()) }.map_err(|e| self.failed("cuMemFreeAsync", &e))?;
+                self.driver_free(ptr)?;
             }
         }
         pool.stats.cached = 0;
         self.wait()
+    }
+
+    /// `bytes` zeros that all who need so many share, since nobody writes them; made once.
+    pub(crate) fn zeros(self: &Arc<Self>, bytes: usize) -> Result<Arc<DeviceBuffer>> {
+        let mut all = self.zeros.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(zeros) = all.get(&bytes) {
+            return Ok(zeros.clone());
+        }
+        // Filled now, and not a capture's: every graph may read them.
+        let zeros = capture::outside(|| {
+            let zeros = self.alloc(bytes)?;
+            zeros.zero().map(|()| Arc::new(zeros))
+        })?;
+        all.insert(bytes, zeros.clone());
+        Ok(zeros)
     }
 
     /// Copies host bytes into fresh device memory.
@@ -209,12 +248,12 @@ impl DeviceBuffer {
     }
 
     /// Notes what the kernel that writes the elements tells of them.
-    pub(crate) fn note(&self, note: Note) {
+    pub(crate) fn note(&self, note: BufferStats) {
         *self.note.lock().unwrap_or_else(PoisonError::into_inner) = Some(note);
     }
 
     /// What is known of the elements. Nothing for a capture that has not computed them: its graph may be replayed with others.
-    pub(crate) fn noted(&self) -> Option<Note> {
+    pub(crate) fn noted(&self) -> Option<BufferStats> {
         if capture::is_outside(&self.block) {
             return None;
         }
@@ -241,7 +280,7 @@ impl DeviceBuffer {
         self.len == 0
     }
 
-    pub(super) fn ptr(&self) -> sys::CUdeviceptr {
+    pub(super) fn ptr(&self) -> DevicePtr {
         self.block.ptr
     }
 
@@ -293,9 +332,10 @@ impl DeviceBuffer {
         if !bytes.is_empty() {
             self.owner().flush()?;
             let stream = capture::stream(self.owner(), &[&self.block])?;
-            // SAFETY: both sides hold `len` bytes, and `bytes` outlives the copy since the stream is waited for below.
-            unsafe { result::memcpy_dtoh_async(bytes, self.ptr(), stream) }
-                .map_err(|e| self.owner().failed("cuMemcpyDtoHAsync", &e))?;
+            let (to, api) = (bytes.as_mut_ptr().cast(), self.owner().api);
+            // SAFETY: both sides hold `len` bytes, and `bytes` outlives the copy since the stream is waited for, if not below then here.
+            checked(unsafe { (api.cuMemcpyDtoHAsync)(to, self.ptr(), self.len, stream) })
+                .map_err(|e| self.owner().failed("cuMemcpyDtoHAsync", e))?;
         }
         self.owner().synchronize()
     }

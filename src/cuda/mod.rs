@@ -1,4 +1,4 @@
-//! The GPU: devices, memory, run-time compilation and launches; [`Source`] for kernels of the user's. The only `unsafe` code and the only user of cudarc.
+//! The GPU: devices, memory, run-time compilation and launches; [`Source`] for kernels of the user's. All `unsafe` code but that of `cpu/gemm.rs`.
 //!
 //! Nothing here needs a toolkit at build time. The driver and NVRTC are opened when first asked for; where one is
 //! absent, the error names the library and the folders that were searched.
@@ -11,6 +11,8 @@ mod backlog_tests;
 mod cache;
 pub(crate) mod capture;
 mod device;
+mod driver;
+mod exit;
 mod graph;
 mod kept;
 mod kernel;
@@ -20,6 +22,7 @@ mod nvrtc;
 mod program;
 mod source;
 mod splice;
+mod staging;
 mod tensor_map;
 pub(crate) mod tune;
 #[cfg(test)]
@@ -27,7 +30,7 @@ mod tune_conv_tests;
 #[cfg(test)]
 mod tune_tests;
 
-pub(crate) use device::{device, device_count};
+pub(crate) use device::{Device, device, device_count, driver_version};
 pub use graph::Graph;
 pub use kernel::Kernel;
 pub(crate) use launch::{Dims, Launch};

@@ -2,18 +2,21 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    ffi::CString,
+    ffi::{CString, c_int},
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Condvar, Mutex, OnceLock, PoisonError, RwLock},
+    ptr,
+    sync::{
+        Arc, Condvar, Mutex, OnceLock, PoisonError, RwLock,
+        atomic::{AtomicU32, Ordering},
+    },
     thread,
 };
 
-use cudarc::driver::{result, sys};
-
 use super::{
     cache,
-    device::{Device, words},
-    kept, nvrtc,
+    device::Device,
+    driver::{Failure, Handle, checked},
+    exit, kept, nvrtc,
     source::{Define, Source, options},
 };
 use crate::{Context, Error, Result};
@@ -40,15 +43,18 @@ enum State {
 
 /// The driver's module, and the kernels that were looked up in it.
 struct Module {
-    module: sys::CUmodule,
+    module: Handle,
     functions: Mutex<Vec<(&'static str, Arc<Function>)>>,
 }
 
 /// A kernel of a loaded program.
 pub(super) struct Function {
-    handle: sys::CUfunction,
+    handle: Handle,
     /// Bytes of each parameter, where the driver tells (from 12.4 on).
     parameters: Option<Vec<usize>>,
+    /// Bytes of dynamic shared memory that its launches may ask for, as the driver was told.
+    shared: AtomicU32,
+    raising: Mutex<()>,
 }
 
 // SAFETY: CUmodule and CUfunction are handles that the driver allows any thread to use; the list of functions is behind a lock.
@@ -171,8 +177,9 @@ impl Program {
         let source = &*self.source.expanded()?;
         let options = options(&self.defines);
         let target = compiler.target(&device.arch(), device.capability);
-        let version = format!("nvrtc {:?} on {}", compiler.version, device.name);
-        let key = kept::key(&[source, &options.join(" "), &target, &version]);
+        let version = format!("nvrtc {} on {}", compiler.build(), device.name);
+        let options_: Vec<&str> = options.iter().map(String::as_str).collect();
+        let key = kept::key(&[&[source, &target, &version][..], &options_].concat());
         if let Some(module) = cache::read(&key).and_then(|image| device.load_image(&image).ok()) {
             return Ok(module);
         }
@@ -190,9 +197,10 @@ impl Program {
 impl Device {
     fn load_image(&self, image: &[u8]) -> Result<Module> {
         self.bind()?;
+        let (_running, mut module) = (exit::running(), ptr::null_mut());
         // SAFETY: the image came whole from NVRTC (the cache checks its sum) and is read during the call only.
-        let module =
-            unsafe { result::module::load_data(image.as_ptr().cast()) }.map_err(|e| self.failed("cuModuleLoadData", &e))?;
+        checked(unsafe { (self.api.cuModuleLoadData)(&mut module, image.as_ptr().cast()) })
+            .map_err(|e| self.failed("cuModuleLoadData", e))?;
         Ok(Module { module, functions: Mutex::default() })
     }
 
@@ -234,7 +242,9 @@ impl Pool {
     fn work(&self) {
         loop {
             let mut pool = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let Some((device, program)) = pool.waiting.pop_front() else {
+            // At the process's end nobody is going to use what is left.
+            let next = if exit::is_closed() { None } else { pool.waiting.pop_front() };
+            let Some((device, program)) = next else {
                 pool.threads -= 1;
                 return;
             };
@@ -252,39 +262,63 @@ impl Module {
         }
         let symbol = CString::new(name).map_err(|_| Error::invalid("kernel", "a name with a NUL byte"))?;
         device.bind()?;
+        let mut handle = ptr::null_mut();
         // SAFETY: the module is loaded and never unloaded.
-        let handle = unsafe { result::module::get_function(self.module, symbol) }.map_err(|e| match e.0 {
-            sys::CUresult::CUDA_ERROR_NOT_FOUND => {
+        let found = checked(unsafe { (device.api.cuModuleGetFunction)(&mut handle, self.module, symbol.as_ptr()) });
+        found.map_err(|e| match e {
+            Failure::NOT_FOUND => {
                 let hint = "is it spelled so, and extern \"C\" __global__?";
-                Error::invalid(name, format!("{file} has no kernel of this name ({hint} {})", words(&e)))
+                Error::invalid(name, format!("{file} has no kernel of this name ({hint} {})", e.words()))
             }
-            _ => device.failed(name, &e),
+            _ => device.failed(name, e),
         })?;
-        let function = Arc::new(Function { handle, parameters: parameters(handle) });
+        let parameters = parameters(device, handle);
+        let function = Arc::new(Function { handle, parameters, shared: AtomicU32::new(UNASKED), raising: Mutex::new(()) });
         functions.push((name, function.clone()));
         Ok(function)
     }
 }
 
 /// Bytes of each parameter of a kernel; `None` from a driver that cannot tell.
-fn parameters(function: sys::CUfunction) -> Option<Vec<usize>> {
-    // SAFETY: the driver is loaded; the type is not used, only the presence of the symbol is asked for.
-    unsafe { sys::culib().get::<*const ()>(b"cuFuncGetParamInfo") }.ok()?;
+fn parameters(device: &Device, function: Handle) -> Option<Vec<usize>> {
+    let info = device.api.cuFuncGetParamInfo?;
     let mut sizes = Vec::new();
     loop {
         let (mut offset, mut size) = (0, 0);
         // SAFETY: the function is loaded and the pointers are to live locals.
-        match unsafe { sys::cuFuncGetParamInfo(function, sizes.len(), &mut offset, &mut size) } {
-            sys::CUresult::CUDA_SUCCESS => sizes.push(size),
-            sys::CUresult::CUDA_ERROR_INVALID_VALUE => return Some(sizes),
-            _ => return None,
+        match checked(unsafe { info(function, sizes.len(), &mut offset, &mut size) }) {
+            Ok(()) => sizes.push(size),
+            Err(Failure::INVALID_VALUE) => return Some(sizes),
+            Err(_) => return None,
         }
     }
 }
 
+/// Bytes of dynamic shared memory that a launch may have without being asked for.
+const UNASKED: u32 = 48 << 10;
+
+/// `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`
+const MAX_DYNAMIC_SHARED_SIZE_BYTES: c_int = 8;
+
 impl Function {
-    pub(super) fn handle(&self) -> sys::CUfunction {
+    pub(super) fn handle(&self) -> Handle {
         self.handle
+    }
+
+    /// Lets launches ask for so many bytes of dynamic shared memory. The limit is the function's, whatever thread, shape or captured
+    /// graph launches it: so it only grows.
+    pub(super) fn allow_shared(&self, device: &Device, bytes: u32) -> Result<(), Failure> {
+        if bytes <= self.shared.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let _alone = self.raising.lock().unwrap_or_else(PoisonError::into_inner);
+        if bytes <= self.shared.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        // SAFETY: the function belongs to a loaded module of the current context.
+        checked(unsafe { (device.api.cuFuncSetAttribute)(self.handle, MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes as c_int) })?;
+        self.shared.store(bytes, Ordering::Release);
+        Ok(())
     }
 
     /// Errs unless arguments of these sizes are what the kernel takes: the driver would read past them.

@@ -1,12 +1,32 @@
 //! Tensor maps: what Hopper's copy engine has to know of an array, as an argument of a kernel.
 
-use cudarc::driver::sys::{
-    self, CUtensorMapDataType_enum as Kind, CUtensorMapFloatOOBfill_enum as Fill, CUtensorMapInterleave_enum as Interleave,
-    CUtensorMapL2promotion_enum as Promotion, CUtensorMapSwizzle_enum,
-};
+use std::ffi::c_uint;
 
-use super::device::{Device, words};
+use super::{device::Device, driver::checked};
 use crate::{Array, DType, Error, Result};
+
+/// `CUtensorMapDataType` as CUDA's header numbers it.
+mod kind {
+    use super::c_uint;
+
+    pub(super) const UINT8: c_uint = 0;
+    pub(super) const INT64: c_uint = 5;
+    pub(super) const FLOAT16: c_uint = 6;
+    pub(super) const FLOAT32: c_uint = 7;
+    pub(super) const FLOAT64: c_uint = 8;
+    pub(super) const BFLOAT16: c_uint = 9;
+    pub(super) const TFLOAT32: c_uint = 11;
+}
+
+/// `CU_TENSOR_MAP_INTERLEAVE_NONE`, `_L2_PROMOTION_L2_128B`, and what lies outside of the tensor: zeros, or NaN.
+const NOT_INTERLEAVED: c_uint = 0;
+const PROMOTION_128B: c_uint = 2;
+const OUTSIDE_ZERO: c_uint = 0;
+const OUTSIDE_NAN: c_uint = 1;
+
+/// Where the driver writes a map.
+#[repr(C, align(64))]
+struct Map([u64; 16]);
 
 /// How a box's rows lie in shared memory: 16-byte pieces exchanged within spans of that many bytes, by the address's bits
 /// from 7 on, so that a column of pieces falls into different banks. wgmma's descriptors name the same.
@@ -112,17 +132,17 @@ impl TensorMap {
         TensorMap { nan: true, ..self }
     }
 
-    fn kind(&self, dtype: DType) -> Result<Kind, String> {
+    fn kind(&self, dtype: DType) -> Result<c_uint, String> {
         Ok(match (dtype, self.tf32) {
-            (DType::F32, true) => Kind::CU_TENSOR_MAP_DATA_TYPE_TFLOAT32,
+            (DType::F32, true) => kind::TFLOAT32,
             (_, true) => return Err(format!("only f32 can be rounded to tf32, not {dtype}")),
-            (DType::F32, _) => Kind::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
-            (DType::F64, _) => Kind::CU_TENSOR_MAP_DATA_TYPE_FLOAT64,
-            (DType::F16, _) => Kind::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-            (DType::BF16, _) => Kind::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            (DType::F32, _) => kind::FLOAT32,
+            (DType::F64, _) => kind::FLOAT64,
+            (DType::F16, _) => kind::FLOAT16,
+            (DType::BF16, _) => kind::BFLOAT16,
             (DType::U8 | DType::I64, _) if self.nan => return Err(format!("{dtype} has no NaN")),
-            (DType::U8, _) => Kind::CU_TENSOR_MAP_DATA_TYPE_UINT8,
-            (DType::I64, _) => Kind::CU_TENSOR_MAP_DATA_TYPE_INT64,
+            (DType::U8, _) => kind::UINT8,
+            (DType::I64, _) => kind::INT64,
         })
     }
 
@@ -188,50 +208,32 @@ impl TensorMap {
         if !address.is_multiple_of(16) {
             return Err(refuse("the array does not begin at a multiple of 16 bytes".into()));
         }
-        for name in ["cuTensorMapEncodeTiled", "cuTensorMapEncodeIm2col"] {
-            // SAFETY: the driver is open, since there is a device; only the presence of the symbol is asked for.
-            if unsafe { sys::culib().get::<*const ()>(name.as_bytes()) }.is_err() {
-                return Err(refuse(format!("the NVIDIA driver is too old: it has no {name}; update it to 525 or later")));
-            }
-        }
         let extent: Vec<u64> = self.extent.iter().map(|&e| e as u64).collect();
         // One more than there are, so that the pointer is to something for a single axis too.
         let stride: Vec<u64> = self.stride.iter().chain(&[0]).map(|&s| (s * size) as u64).collect();
         let small = |v: &[usize]| v.iter().map(|&e| e as u32).collect::<Vec<u32>>();
         let (rank, steps) = (extent.len() as u32, small(&self.steps));
-        let swizzle = match self.swizzle {
-            Swizzle::None => CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_NONE,
-            Swizzle::Span32 => CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_32B,
-            Swizzle::Span64 => CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_64B,
-            Swizzle::Span128 => CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B,
+        let swizzle: c_uint = match self.swizzle {
+            Swizzle::None => 0,
+            Swizzle::Span32 => 1,
+            Swizzle::Span64 => 2,
+            Swizzle::Span128 => 3,
         };
-        let (plain, promotion) = (Interleave::CU_TENSOR_MAP_INTERLEAVE_NONE, Promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_128B);
-        let fill = match self.nan {
-            true => Fill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NAN_REQUEST_ZERO_FMA,
-            false => Fill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-        };
-        let mut map = sys::CUtensorMap { opaque: [0; 16] };
-        let (out, extent, stride) = (&raw mut map, extent.as_ptr(), stride.as_ptr());
-        let at = address as *mut std::ffi::c_void;
+        let (plain, promotion) = (NOT_INTERLEAVED, PROMOTION_128B);
+        let fill = if self.nan { OUTSIDE_NAN } else { OUTSIDE_ZERO };
+        let (api, mut map) = (device.api, Map([0; 16]));
+        let (out, extent, stride, steps) = ((&raw mut map).cast(), extent.as_ptr(), stride.as_ptr(), steps.as_ptr());
+        // Nothing else in a launch needs the context before it is queued, and this thread may never have had it.
+        device.bind()?;
         let done = match &self.region {
             Region::Tiled { extent: tile } => {
                 let tile = small(tile);
-                // SAFETY: the symbol is there; `extent`, `tile` and `steps` have `rank` numbers, `stride` as many, and outlive the
-                // call, which writes `map` alone and does not look at what lies at the address.
+                let tile = tile.as_ptr();
+                // SAFETY: `extent`, `tile` and `steps` have `rank` numbers, `stride` as many, and outlive the call, which writes `map`
+                // alone and does not look at what lies at the address.
                 unsafe {
-                    sys::cuTensorMapEncodeTiled(
-                        out,
-                        kind,
-                        rank,
-                        at,
-                        extent,
-                        stride,
-                        tile.as_ptr(),
-                        steps.as_ptr(),
-                        plain,
-                        swizzle,
-                        promotion,
-                        fill,
+                    (api.cuTensorMapEncodeTiled)(
+                        out, kind, rank, address, extent, stride, tile, steps, plain, swizzle, promotion, fill,
                     )
                 }
             }
@@ -239,27 +241,14 @@ impl TensorMap {
                 let (lower, upper, channels, pixels) = (lower.as_ptr(), upper.as_ptr(), *channels as u32, *pixels as u32);
                 // SAFETY: as above; the corners have `rank` - 2 numbers.
                 unsafe {
-                    sys::cuTensorMapEncodeIm2col(
-                        out,
-                        kind,
-                        rank,
-                        at,
-                        extent,
-                        stride,
-                        lower,
-                        upper,
-                        channels,
-                        pixels,
-                        steps.as_ptr(),
-                        plain,
-                        swizzle,
-                        promotion,
-                        fill,
+                    (api.cuTensorMapEncodeIm2col)(
+                        out, kind, rank, address, extent, stride, lower, upper, channels, pixels, steps, plain, swizzle,
+                        promotion, fill,
                     )
                 }
             }
         };
-        done.result().map_err(|e| refuse(format!("the driver refuses it ({})", words(&e))))?;
-        Ok(map.opaque)
+        checked(done).map_err(|e| refuse(format!("the driver refuses it ({})", e.words())))?;
+        Ok(map.0)
     }
 }

@@ -19,12 +19,11 @@ use std::{
     time::Instant,
 };
 
-use cudarc::driver::sys;
-
 pub(crate) use super::kept::Choice;
 use super::{
     KERNELS, cache, capture,
     device::Device,
+    driver,
     kept::{self, Table},
     nvrtc,
 };
@@ -176,9 +175,7 @@ impl Problem<'_> {
         });
         let d = self.device;
         let nvrtc = nvrtc::compiler().map_or((0, 0), |c| c.version);
-        let mut driver = 0;
-        // SAFETY: the driver is loaded (there is a device), and the pointer is to a live local.
-        let _ = unsafe { sys::cuDriverGetVersion(&mut driver) };
+        let driver = driver::version().map_or(0, |(major, minor)| major * 1000 + minor * 10);
         let title = format!(
             "# hadal {} kernels {kernels}, {} with {} multiprocessors, driver {driver}, NVRTC {}.{}",
             env!("CARGO_PKG_VERSION"),

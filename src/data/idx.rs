@@ -27,7 +27,7 @@ const MAX_RATIO: u64 = 64;
 const ALWAYS: u64 = 1 << 16;
 
 /// Grey images of one size, as an idx file holds them.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct IdxImages {
     /// How many images.
     pub count: usize,
@@ -37,6 +37,12 @@ pub struct IdxImages {
     pub cols: usize,
     /// `count * rows * cols` bytes, image after image, row after row.
     pub pixels: Vec<u8>,
+}
+
+impl std::fmt::Debug for IdxImages {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "<IdxImages of {}, {}x{}>", self.count, self.rows, self.cols)
+    }
 }
 
 /// Reads an idx file of images, plain or gzip-compressed.

@@ -1,6 +1,6 @@
 //! Images with their labels on the host.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use super::resize::ResizePlan;
 use crate::{
@@ -9,12 +9,18 @@ use crate::{
 };
 
 /// Real images with their labels on the host, shared cheaply.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct ImageSet {
     images: Arc<Vec<u8>>,
     labels: Arc<Vec<u8>>,
     rows: usize,
     cols: usize,
+}
+
+impl fmt::Debug for ImageSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "<ImageSet of {}, {}x{}>", self.len(), self.rows, self.cols)
+    }
 }
 
 impl ImageSet {

@@ -155,7 +155,8 @@ impl DataLoader {
             None => Err(Error::invalid("data", format!("there is no batch {i}"))),
         };
         // Two batches ahead for each worker keep the device busy without holding much memory.
-        Prefetch::new(remaining, self.workers, self.workers.max(1).saturating_mul(2), make).map(|p| Epoch(Source::Host(p)))
+        Prefetch::without_draws(remaining, self.workers, self.workers.max(1).saturating_mul(2), make)
+            .map(|p| Epoch(Source::Host(p)))
     }
 }
 

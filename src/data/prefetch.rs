@@ -7,7 +7,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
+use crate::cpu::parallel;
 use crate::error::{Error, Result};
+use crate::random::{Draw, Streams};
 
 /// An iterator over `work(i)` for each `i` of a range, in order, with the next few computed ahead on threads.
 ///
@@ -15,18 +17,35 @@ use crate::error::{Error, Result};
 /// delivered all the same. Dropping the iterator waits for the items being computed (one for each thread at most), and
 /// starts no other.
 ///
+/// Random numbers that `work(i)` draws are those of stream `i` of one draw, which [`Prefetch::new`] takes from the calling thread
+/// (see [`Streams`]): they depend on the seed and on the item, and are the same for any number of workers. The next
+/// `Prefetch`, of the next epoch say, has other ones.
+///
+/// ```
+/// # use hadal::{Tensor, cpu, data::Prefetch, random};
+/// let noise = |workers| {
+///     random::seed(7);
+///     let items = Prefetch::new(0..8, workers, 8, |_| Tensor::uniform(0.0, 1.0, &[2], &cpu())?.to_vec())?;
+///     items.collect::<hadal::Result<Vec<_>>>()
+/// };
+/// assert_eq!(noise(0)?, noise(4)?);
+/// # Ok::<(), hadal::Error>(())
+/// ```
+///
 /// ```
 /// # use hadal::data::Prefetch;
 /// let squares = Prefetch::new(0..5, 2, 4, |i| Ok(i * i))?;
 /// assert_eq!(squares.collect::<hadal::Result<Vec<usize>>>()?, [0, 1, 4, 9, 16]);
 /// # Ok::<(), hadal::Error>(())
 /// ```
+#[doc(alias = "num_workers")]
 pub struct Prefetch<T> {
     shared: Arc<Shared<T>>,
     threads: Vec<JoinHandle<()>>,
 }
 
 struct Shared<T> {
+    streams: Streams,
     work: Box<dyn Fn(usize) -> Result<T> + Send + Sync>,
     depth: usize,
     state: Mutex<State<T>>,
@@ -65,6 +84,26 @@ impl<T: Send + 'static> Prefetch<T> {
         depth: usize,
         work: impl Fn(usize) -> Result<T> + Send + Sync + 'static,
     ) -> Result<Self> {
+        Self::drawing(Streams::next(), items, workers, depth, work)
+    }
+
+    /// [`Prefetch::new`] for work that draws no random numbers, and so takes none from the thread.
+    pub(super) fn without_draws(
+        items: Range<usize>,
+        workers: usize,
+        depth: usize,
+        work: impl Fn(usize) -> Result<T> + Send + Sync + 'static,
+    ) -> Result<Self> {
+        Self::drawing(Streams::of(Draw { seed: 0, number: 0 }), items, workers, depth, work)
+    }
+
+    fn drawing(
+        streams: Streams,
+        items: Range<usize>,
+        workers: usize,
+        depth: usize,
+        work: impl Fn(usize) -> Result<T> + Send + Sync + 'static,
+    ) -> Result<Self> {
         let workers = workers.min(items.len()).min(MOST);
         let state = State {
             deliver: items.start,
@@ -74,6 +113,7 @@ impl<T: Send + 'static> Prefetch<T> {
             stop: false,
         };
         let shared = Arc::new(Shared {
+            streams,
             work: Box::new(work),
             depth: depth.max(workers),
             state: Mutex::new(state),
@@ -101,7 +141,8 @@ impl<T> Shared<T> {
     }
 
     fn compute(&self, i: usize) -> Result<T> {
-        catch_unwind(AssertUnwindSafe(|| (self.work)(i))).unwrap_or_else(|panic| {
+        let work = || self.streams.with(i as u64, || (self.work)(i));
+        catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<&str>().copied();
             let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
             Err(invalid(format!("preparing batch {i} panicked: {text}")))
@@ -122,7 +163,8 @@ impl<T> Shared<T> {
             state.slots.push_back(None);
             drop(state);
 
-            let item = self.compute(i);
+            // A task of rayon's may wait for this item, so that none of rayon's threads is left to help with it.
+            let item = parallel::alone(|| self.compute(i));
 
             let mut state = self.lock();
             let place = i - state.deliver; // the iterator never passes an item that isn't ready
@@ -275,6 +317,23 @@ mod tests {
             thread::sleep(Duration::from_millis(20));
             assert_eq!(started.load(Ordering::SeqCst), after);
         }
+    }
+
+    #[test]
+    fn random_numbers_are_the_items() {
+        use crate::random;
+        let draws = |workers, items: Range<usize>| -> Vec<Draw> {
+            random::seed(3);
+            let out = Prefetch::new(items, workers, 3, |_| Ok(random::next_draw())).unwrap().map(Result::unwrap).collect();
+            assert_eq!(random::state(), (3, 1), "one draw of the thread's own");
+            out
+        };
+        let all = draws(0, 0..8);
+        assert_eq!(all.iter().map(|d| d.seed).collect::<std::collections::BTreeSet<_>>().len(), 8);
+        for workers in 1..6 {
+            assert_eq!(draws(workers, 0..8), all, "{workers}");
+        }
+        assert_eq!(draws(2, 5..8), all[5..], "by the item's number");
     }
 
     #[test]

@@ -191,12 +191,18 @@ impl Sampler {
 }
 
 /// One epoch's batches as lists of sample numbers: an iterator that knows its place.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Batches {
     order: Vec<u32>,
     batch_size: usize,
     batches: usize,
     at: Position,
+}
+
+impl std::fmt::Debug for Batches {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "<Batches of {}, at {} of {} in epoch {}>", self.batch_size, self.at.batch, self.batches, self.at.epoch)
+    }
 }
 
 impl Batches {

@@ -4,7 +4,9 @@ use std::collections::HashSet;
 
 use super::{fuse, graph::Graph, trace};
 use crate::{
-    Array, DType, Error, Result, Tensor, autograd, check, cpu, init,
+    Array, DType, Error, Result, Tensor, autograd, check, cpu,
+    cpu::parallel::Waiting,
+    init,
     nn::{
         Activation, AvgPool2D, BatchNorm, Block, Conv2D, Dense, Dropout, Flatten, Forward, GlobalAvgPool2D, Hybridize, MaxPool2D,
         Sequential,
@@ -49,6 +51,36 @@ fn bn_relu_fires_where_nothing_else_reads_the_normalized_values() -> Result<()> 
         y.relu()?.mul(&y)
     };
     assert_eq!(ops(&x, &[], twice)?, ["batch_norm", "relu", "mul"], "two uses");
+    Ok(())
+}
+
+/// A thread that waits for the end of a loop may take up a task of the user's, which may compute, draw and trace.
+#[test]
+fn what_a_waiting_thread_takes_up_is_no_part_of_the_block() -> Result<()> {
+    let (x, net) = (input(&[2, 3], 1)?, Sequential::new().add(Dense::new(3)));
+    net.initialize(init::One, &cpu())?;
+    net.hybridize();
+    let graph = traced(&x, &[], || {
+        let y = x.relu()?;
+        let waiting = Waiting::new();
+        x.exp()?.sum(&[])?;
+        Tensor::uniform(0.0, 1.0, &[2], &cpu())?;
+        net.forward(&x)?;
+        drop(waiting);
+        y.tanh()
+    })?;
+    assert_eq!(names(&graph), ["relu", "tanh"]);
+    assert!(!trace::is_active());
+    // Also where that task panics.
+    let graph = traced(&x, &[], || {
+        let taken = std::panic::catch_unwind(|| {
+            let _waiting = Waiting::new();
+            panic!("on purpose");
+        });
+        assert!(taken.is_err());
+        x.tanh()
+    })?;
+    assert_eq!(names(&graph), ["tanh"]);
     Ok(())
 }
 
@@ -279,4 +311,40 @@ fn an_error_in_a_replay_names_the_layer() -> Result<()> {
     let graph = net.explain();
     assert!(graph.contains("net[0]\n") && graph.contains("net[1][0]\n"), "{graph}");
     Ok(())
+}
+
+/// A net that begins with a stem which is one op at this size is captured: its running statistics are written in place, so no second
+/// handle to them may be left.
+#[test]
+fn a_fused_stem_is_captured() -> Result<()> {
+    let ctx = match crate::gpu(0) {
+        Ok(ctx) => ctx,
+        Err(e) if std::env::var("HADAL_REQUIRE_GPU").is_ok_and(|v| v == "1") => return Err(e),
+        Err(_) => return Ok(()),
+    };
+    let net = Sequential::new()
+        .add(Conv2D::new(32, 7).stride(2).padding(3))
+        .add(BatchNorm::new())
+        .add(Activation::relu())
+        .add(MaxPool2D::new(3).stride(2).padding(1))
+        .add(Flatten::new())
+        .add(Dense::new(10));
+    net.initialize(init::Xavier::new(), &ctx)?;
+    net.hybridize();
+    const BATCH: usize = 8;
+    let x = Tensor::uniform(0.0, 1.0, &[BATCH, 1, 48, 48], &ctx)?;
+    let x = Tensor::new(x.array().to_layout(crate::Layout::ChannelsLast)?);
+    let y = Tensor::uniform(0.0, 10.0, &[BATCH], &ctx)?.cast(DType::I64)?;
+    let mut trainer = crate::Trainer::new(net.parameters(), crate::optim::Sgd::new(0.1));
+    let mut step = || -> Result<()> {
+        let l = autograd::record(|| crate::loss::SoftmaxCrossEntropy::new().forward(&net.forward(&x)?, &y))?;
+        trainer.backward(&l)?;
+        trainer.step(BATCH)
+    };
+    step()?;
+    assert!(net.explain().contains("stem_block"), "at this size the stem is to be one op: {}", net.explain());
+    let (graph, ()) = crate::cuda::Graph::capture(&ctx, &mut step)?;
+    graph.replay()?;
+    step()?;
+    ctx.synchronize()
 }

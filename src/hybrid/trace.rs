@@ -80,6 +80,23 @@ pub(crate) fn is_active() -> bool {
     TRACE.with_borrow(Option::is_some)
 }
 
+/// Gives the thread its trace back, also when what ran meanwhile panics.
+#[must_use]
+pub(crate) struct Aside(Option<Trace>);
+
+impl Aside {
+    /// Puts this thread's trace aside: what runs until the guard is dropped is no part of the block.
+    pub(crate) fn new() -> Self {
+        Aside(TRACE.take())
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        TRACE.set(self.0.take());
+    }
+}
+
 /// Runs `f`, of which the trace records nothing: the inside of an op, or an effect that has a node of its own.
 pub(crate) fn suspend<T>(f: impl FnOnce() -> T) -> T {
     struct Resume(bool);

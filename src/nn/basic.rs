@@ -60,7 +60,7 @@ pub(super) use activations;
 /// assert_eq!(layer.weight().shape(), [10, 784]);
 /// # Ok::<(), hadal::Error>(())
 /// ```
-#[derive(Debug)]
+#[doc(alias = "Linear")]
 pub struct Dense {
     info: Info,
     units: usize,
@@ -193,7 +193,7 @@ impl Structure for Dense {
 }
 
 /// An elementwise function as a layer.
-#[derive(Debug)]
+#[doc(alias = "ReLU")]
 pub struct Activation {
     info: Info,
     kind: UnaryKind,
@@ -238,7 +238,6 @@ impl Structure for Activation {
 }
 
 /// In training, each element is 0 with probability p, else divided by 1 − p; the identity otherwise (Srivastava et al. 2014).
-#[derive(Debug)]
 pub struct Dropout {
     info: Info,
     p: f64,
@@ -271,7 +270,6 @@ impl Structure for Dropout {
 }
 
 /// (N, …) becomes (N, product of the rest).
-#[derive(Debug)]
 pub struct Flatten(Info);
 
 impl Default for Flatten {

@@ -11,6 +11,7 @@ use super::{Parameter, Role, store};
 use crate::{Context, DType, Error, Result, Tensor, hybrid::trace, init::Init};
 
 /// The forward pass.
+#[doc(alias = "Module")]
 pub trait Forward {
     /// Computes the output for a batch.
     fn forward(&self, x: &Tensor) -> Result<Tensor>;
@@ -64,13 +65,14 @@ pub trait Block: Forward + Structure + Send + Sync {
     }
 
     /// All parameters (weights, biases, running statistics) with their paths, such as `4.0.conv1.weight`; a shared one once.
+    #[doc(alias("named_parameters", "collect_params"))]
     fn collect(&self) -> Vec<(String, Parameter)> {
         let mut out = Vec::new();
         walk(self.as_structure(), "", &mut |path, s| {
             let dotted = path.replace('[', ".").replace(']', "");
             let prefix = dotted.trim_start_matches('.');
             for (name, p) in s.own_parameters() {
-                let dot = if prefix.is_empty() { "" } else { "." };
+                let dot = if prefix.is_empty() || name.is_empty() { "" } else { "." };
                 out.push((format!("{prefix}{dot}{name}"), p.clone()));
             }
         });
@@ -174,6 +176,7 @@ pub trait Block: Forward + Structure + Send + Sync {
     ///
     /// # Errors
     /// [`Error::DType`] for integers; then nothing has been changed.
+    #[doc(alias("to", "half"))]
     fn cast(&self, dtype: DType) -> Result<()> {
         self.collect().iter().try_for_each(|(_, p)| p.cast(dtype))
     }
@@ -188,6 +191,7 @@ pub trait Block: Forward + Structure + Send + Sync {
     ///
     /// # Errors
     /// [`Error::Parameter`] when one has no values yet, [`Error::Io`] when the file cannot be written.
+    #[doc(alias = "state_dict")]
     fn save(&self, path: impl AsRef<Path>) -> Result<()>
     where
         Self: Sized,
@@ -208,6 +212,7 @@ pub trait Block: Forward + Structure + Send + Sync {
     /// # Errors
     /// [`Error::Data`] names the file and the first parameter that is missing, superfluous or of another shape; then
     /// nothing has been changed.
+    #[doc(alias = "load_state_dict")]
     fn load(&self, path: impl AsRef<Path>, ctx: &Context) -> Result<()>
     where
         Self: Sized,
@@ -241,14 +246,21 @@ fn initialize(block: &impl Block, init: Arc<dyn Init>, ctx: &Context, force: boo
 /// Tells every layer its path from the root and every parameter its name, for errors. What is used twice has the path of its
 /// first place, under which [`Block::collect`] lists it.
 fn place(root: &dyn Structure) {
+    place_under("net", root);
+}
+
+/// [`place`] for what is a part of the net, which `root` is the path of.
+pub(super) fn place_under(root_path: &str, root: &dyn Structure) {
     let (mut layers, mut parameters) = (HashSet::new(), HashSet::new());
     walk(root, "", &mut |path, s| {
-        let path = if path.starts_with('[') || path.is_empty() { format!("net{path}") } else { format!("net.{path}") };
+        let dot = if path.starts_with('[') || path.is_empty() { "" } else { "." };
+        let path = format!("{root_path}{dot}{path}");
         if let Some(info) = s.info().filter(|i| layers.insert(std::ptr::from_ref::<Info>(i) as usize)) {
             *info.path.write().unwrap_or_else(PoisonError::into_inner) = path.clone();
         }
         for (name, p) in s.own_parameters().into_iter().filter(|(_, p)| parameters.insert(p.id())) {
-            p.set_name(format!("{path}.{name}"));
+            let dot = if name.is_empty() { "" } else { "." };
+            p.set_name(format!("{path}{dot}{name}"));
         }
     });
 }
@@ -282,6 +294,7 @@ fn print(s: &dyn Structure, label: &str, depth: usize, out: &mut String) {
 #[derive(Debug)]
 pub struct Info {
     name: String,
+    kind: &'static str,
     path: RwLock<String>,
 }
 
@@ -297,7 +310,7 @@ impl Info {
             *n += 1;
             *n - 1
         });
-        Info { name: format!("{kind}{n}"), path: RwLock::default() }
+        Info { name: format!("{kind}{n}"), kind, path: RwLock::default() }
     }
 
     /// The name.
@@ -311,17 +324,47 @@ impl Info {
         if path.is_empty() { self.name.clone() } else { path.clone() }
     }
 
-    /// Puts the layer's path in front of an error: `net[4].conv1: …`.
+    /// Puts the layer's path in front of an error: `net[4].conv1: …`; of a layer that is in no net yet, what kind of layer it is.
     pub fn at<T>(&self, result: Result<T>) -> Result<T> {
         trace::layer(|| self.path());
-        result.map_err(|e: Error| e.at(&self.path()))
+        result.map_err(|e: Error| {
+            let path = self.path.read().unwrap_or_else(PoisonError::into_inner).clone();
+            e.at(&if path.is_empty() { format!("a {} layer", self.kind) } else { path })
+        })
     }
 }
 
 /// Declares a struct of layers and its [`Structure`](crate::nn::Structure): every field is part of the block, none can be forgotten.
 ///
-/// Fields may be layers, blocks, `Option`s, `Vec`s, `Box`es and `Arc`s of them, and plain numbers, flags and strings.
+/// Fields may be layers, blocks, [`Parameter`](crate::nn::Parameter)s, `Option`s, `Vec`s, `Box`es and `Arc`s of them, and plain numbers,
+/// flags and strings. A parameter of the block's own is initialized, trained, saved and cast with the net's; its values are those of
+/// [`Parameter::ready`](crate::nn::Parameter::ready), which is told the shape that the batch asks for.
+///
+/// ```
+/// use hadal::{Result, Tensor, cpu, init, nn::{Block, Dense, Forward, Parameter, Role}};
+///
+/// hadal::block! {
+///     /// y = s · (x wᵀ + b), s one factor for each column.
+///     struct Scaled { dense: Dense, scale: Parameter }
+/// }
+///
+/// impl Forward for Scaled {
+///     fn forward(&self, x: &Tensor) -> Result<Tensor> {
+///         let y = self.dense.forward(x)?;
+///         y.mul(&self.scale.ready(&[y.shape()[1]])?)
+///     }
+/// }
+///
+/// // An extent of 0 is learned from the first batch; a scale begins with 1, a weight as the initializer says.
+/// let net = Scaled { dense: Dense::new(4), scale: Parameter::new(Role::Scale, &[0]) };
+/// net.initialize(init::Xavier::new(), &cpu())?;
+/// assert_eq!(net.forward(&Tensor::ones(&[2, 3], &cpu())?)?.shape(), [2, 4]);
+/// let names: Vec<String> = net.collect().into_iter().map(|(name, _)| name).collect();
+/// assert_eq!(names, ["dense.weight", "dense.bias", "scale"]);
+/// # Ok::<(), hadal::Error>(())
+/// ```
 #[macro_export]
+#[doc(alias("Module", "HybridBlock"))]
 macro_rules! block {
     ($(#[$meta:meta])* $vis:vis struct $name:ident { $($(#[$fmeta:meta])* $fvis:vis $field:ident : $ty:ty),* $(,)? }) => {
         $(#[$meta])*
@@ -337,6 +380,29 @@ macro_rules! block {
         }
     };
 }
+
+/// A block's own parameter, under the field's name.
+impl Structure for Parameter {
+    fn own_parameters(&self) -> Vec<(&'static str, &Parameter)> {
+        vec![("", self)]
+    }
+    fn describe(&self) -> String {
+        format!("{self:?}")
+    }
+}
+
+/// `Debug` of layers is what they print in a net: their values are many.
+macro_rules! short {
+    ($($layer:ty),*) => {$(
+        impl std::fmt::Debug for $layer {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(&$crate::nn::Structure::describe(self))
+            }
+        }
+    )*};
+}
+pub(super) use short;
+short!(super::Dense, super::Activation, super::Dropout, super::Flatten, super::Conv2D, super::BatchNorm);
 
 macro_rules! plain {
     ($($t:ty),*) => {$( impl Structure for $t {} )*};

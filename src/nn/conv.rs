@@ -21,7 +21,6 @@ use crate::{
 /// assert_eq!(conv.forward(&Tensor::ones(&[1, 1, 8, 8], &cpu())?)?.shape(), [1, 1, 2, 2]);
 /// # Ok::<(), hadal::Error>(())
 /// ```
-#[derive(Debug)]
 pub struct Conv2D {
     info: Info,
     channels: usize,

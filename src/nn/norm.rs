@@ -17,7 +17,6 @@ use crate::{
 ///
 /// Its parameters and statistics stay f32 where a net is [cast](super::Block::cast) to bf16 or f16, as Gluon's and PyTorch's do; x
 /// and y are then of the half type, and the sums between them f32.
-#[derive(Debug)]
 pub struct BatchNorm {
     info: Info,
     epsilon: f64,

@@ -1,6 +1,9 @@
 //! A layer's parameter: values that may come later, when the first batch tells their shape.
 
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::{
+    fmt,
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
 
 use crate::{
     Array, Context, DType, Error, Layout, Result, Tensor,
@@ -28,16 +31,15 @@ pub enum Role {
 }
 
 /// A handle on one parameter; clones are the same parameter.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
+#[doc(alias = "register_parameter")]
 pub struct Parameter(Arc<Inner>);
 
-#[derive(Debug)]
 struct Inner {
     role: Role,
     state: RwLock<State>,
 }
 
-#[derive(Debug)]
 struct State {
     name: String,
     /// 0 where an extent is not known yet.
@@ -48,12 +50,32 @@ struct State {
     wide: bool,
     /// First values wanted, shape not known yet. They come from a stream that is chosen now, so that they do not depend on the
     /// order in which layers learn their shapes.
-    pending: Option<(Arc<dyn Init>, Context, Draw)>,
+    pending: Option<Pending>,
     /// The layer's own initializer, which comes before the net's.
     own_init: Option<Arc<dyn Init>>,
     grad_req: GradReq,
     lr_mult: f64,
     wd_mult: f64,
+}
+
+/// First values to come.
+#[derive(Clone)]
+struct Pending {
+    init: Arc<dyn Init>,
+    context: Context,
+    draw: Draw,
+}
+
+impl Pending {
+    /// The values of a parameter of that name; drawn in f32 and rounded, so that nets of all dtypes start alike.
+    fn values(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Array> {
+        let values = random::apart(self.draw, || self.init.values_for(name, shape))?;
+        if values.len() != shape.iter().product::<usize>() {
+            let reason = format!("the initializer gave {} values for {}", values.len(), Display(shape));
+            return Err(Error::Parameter { name: name.to_owned(), reason });
+        }
+        Array::from_vec(values, shape, &Context::Cpu)?.cast(dtype)?.to_context(&self.context)
+    }
 }
 
 impl Parameter {
@@ -111,10 +133,16 @@ impl Parameter {
             return Err(Error::DType { op: "cast", dtype, hint: "parameters need a float type" });
         }
         let mut s = self.write();
-        s.dtype = if s.wide && dtype != DType::F64 { DType::F32 } else { dtype };
-        if let Some(t) = s.value.as_ref().filter(|t| t.dtype() != s.dtype) {
-            let value = Tensor::new(t.array().cast(s.dtype)?).attach_grad_with(s.grad_req);
-            s.value = Some(value);
+        let dtype = if s.wide && dtype != DType::F64 { DType::F32 } else { dtype };
+        s.dtype = dtype;
+        let old = s.value.clone();
+        drop(s);
+        // Converted without the lock, which tasks may want that this thread takes up while it waits for others.
+        let Some(old) = old.filter(|t| t.dtype() != dtype) else { return Ok(()) };
+        let array = old.array().cast(dtype)?;
+        let mut s = self.write();
+        if s.dtype == dtype && s.value.as_ref().is_some_and(|t| t.id() == old.id()) {
+            s.value = Some(Tensor::new(array).attach_grad_with(s.grad_req));
         }
         Ok(())
     }
@@ -151,17 +179,26 @@ impl Parameter {
 
     /// Gives it values on `ctx`, whatever it had, in its dtype; the shape must fit what is known of it.
     pub(super) fn replace(&self, array: Array, ctx: &Context) -> Result<()> {
-        let mut s = self.write();
-        s.fits(array.shape())?;
-        s.shape = array.shape().to_vec();
-        s.value = Some(Tensor::new(array.cast(s.dtype)?.to_context(ctx)?).attach_grad_with(s.grad_req));
-        s.pending = None;
-        Ok(())
+        self.check(array.shape())?;
+        let mut dtype = self.dtype();
+        loop {
+            let array = array.cast(dtype)?.to_context(ctx)?;
+            let mut s = self.write();
+            s.fits(array.shape(), FILE)?;
+            if s.dtype == dtype {
+                s.shape = array.shape().to_vec();
+                s.value = Some(Tensor::new(array).attach_grad_with(s.grad_req));
+                s.pending = None;
+                return Ok(());
+            }
+            // Another thread has cast the net meanwhile.
+            dtype = s.dtype;
+        }
     }
 
     /// An error if an array of `shape` cannot be its value.
     pub(crate) fn check(&self, shape: &[usize]) -> Result<()> {
-        self.read().fits(shape)
+        self.read().fits(shape, FILE)
     }
 
     /// True if an optimizer changes it: neither frozen nor a running statistic.
@@ -172,10 +209,20 @@ impl Parameter {
     /// What a backward pass does with its gradient; `Null` freezes it. Trainers ask at each step, so a parameter may be frozen and set
     /// free at any time. A change forgets the gradient at hand.
     pub fn set_grad_req(&self, req: GradReq) {
-        let mut s = self.write();
-        if s.grad_req != req {
-            s.grad_req = req;
-            s.value = s.value.take().map(|t| t.attach_grad_with(req));
+        loop {
+            let state = self.read();
+            if state.grad_req == req {
+                return;
+            }
+            let value = state.value.clone();
+            drop(state);
+            // The tensor is read without this lock, since an optimizer has the two in the other order.
+            let renewed = value.as_ref().map(|t| t.attach_grad_with(req));
+            let mut s = self.write();
+            if s.value.as_ref().map(Tensor::id) == value.as_ref().map(Tensor::id) {
+                (s.grad_req, s.value) = (req, renewed);
+                return;
+            }
         }
     }
 
@@ -211,17 +258,25 @@ impl Parameter {
     }
 
     fn ready_value(&self, shape: &[usize]) -> Result<Tensor> {
-        if let Some(t) = &self.read().value {
-            return Ok(t.clone());
+        loop {
+            let s = self.read();
+            if let Some(t) = &s.value {
+                return Ok(t.clone());
+            }
+            let pending = s.pending.clone().ok_or_else(|| s.missing())?;
+            s.fits(shape, "the input needs")?;
+            let (name, dtype) = (s.name.clone(), s.dtype);
+            drop(s);
+            // Without the lock: the initializer may be the user's, and tasks may want the parameter that this thread takes up
+            // while it waits for others. Two threads that get here compute the same values from the same draw.
+            let array = trace::suspend(|| pending.values(&name, shape, dtype))?;
+            let mut s = self.write();
+            if s.value.is_none() && s.dtype == dtype && s.pending.as_ref().is_some_and(|p| p.draw == pending.draw) {
+                let t = Tensor::new(array).attach_grad_with(s.grad_req);
+                (s.shape, s.value, s.pending) = (shape.to_vec(), Some(t.clone()), None);
+                return Ok(t);
+            }
         }
-        let mut s = self.write();
-        if let Some(t) = &s.value {
-            return Ok(t.clone());
-        }
-        let (init, ctx, draw) = s.pending.clone().ok_or_else(|| s.missing())?;
-        s.fits(shape)?;
-        s.shape = shape.to_vec();
-        trace::suspend(|| s.create(&*init, &ctx, draw))
     }
 
     /// First values on `ctx`, now or, where the shape is not known, at the first forward pass.
@@ -237,12 +292,10 @@ impl Parameter {
             (None, Role::Scale | Role::RunningVar) => Arc::new(Constant(1.0)),
         };
         s.value = None;
-        let draw = random::next_draw();
-        s.pending = Some((init.clone(), *ctx, draw));
-        if !s.shape.contains(&0) {
-            s.create(&*init, ctx, draw)?;
-        }
-        Ok(())
+        s.pending = Some(Pending { init, context: *ctx, draw: random::next_draw() });
+        let shape = s.shape.clone();
+        drop(s);
+        if shape.contains(&0) { Ok(()) } else { self.ready(&shape).map(|_| ()) }
     }
 
     pub(super) fn set_name(&self, name: String) {
@@ -263,33 +316,42 @@ impl Parameter {
     }
 }
 
-impl State {
-    fn create(&mut self, init: &dyn Init, ctx: &Context, draw: Draw) -> Result<Tensor> {
-        let values = random::apart(draw, || init.values_for(&self.name, &self.shape))?;
-        let n: usize = self.shape.iter().product();
-        if values.len() != n {
-            let reason = format!("the initializer gave {} values for {}", values.len(), Display(&self.shape));
-            return Err(Error::Parameter { name: self.name.clone(), reason });
-        }
-        // Drawn in f32 and rounded, so that nets of all dtypes start alike.
-        let array = Array::from_vec(values, &self.shape, &Context::Cpu)?.cast(self.dtype)?.to_context(ctx)?;
-        let t = Tensor::new(array).attach_grad_with(self.grad_req);
-        self.value = Some(t.clone());
-        self.pending = None;
-        Ok(t)
-    }
+/// Whose shape it is that [`State::fits`] speaks of.
+const FILE: &str = "the file has";
 
-    fn fits(&self, shape: &[usize]) -> Result<()> {
+/// A shape as far as it is known: `(10, ?)`.
+struct So<'a>(&'a [usize]);
+
+impl fmt::Display for So<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.0.contains(&0) {
+            return Display(self.0).fmt(f);
+        }
+        let extents: Vec<String> = self.0.iter().map(|&e| if e == 0 { "?".to_owned() } else { e.to_string() }).collect();
+        write!(f, "({}{})", extents.join(", "), if extents.len() == 1 { "," } else { "" })
+    }
+}
+
+impl fmt::Debug for Parameter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let s = self.read();
+        write!(f, "<Parameter {} {} {}>", s.name, So(&s.shape), s.dtype)
+    }
+}
+
+impl State {
+    /// An error unless `shape`, of what is `given`, can be this parameter's.
+    fn fits(&self, shape: &[usize], given: &str) -> Result<()> {
         if self.shape.len() == shape.len() && self.shape.iter().zip(shape).all(|(&own, &s)| own == 0 || own == s) {
             return Ok(());
         }
-        let reason = format!("its shape is {} (0 is not known yet), {} is asked for", Display(&self.shape), Display(shape));
+        let reason = format!("its shape is {}, {given} {}", So(&self.shape), Display(shape));
         Err(Error::Parameter { name: self.name.clone(), reason })
     }
 
     fn missing(&self) -> Error {
         let reason = match &self.pending {
-            Some(_) => format!("its shape {} is not known before the first forward pass", Display(&self.shape)),
+            Some(_) => format!("its shape {} is not known before the first forward pass", So(&self.shape)),
             None => "it has no values: call initialize (or load) first".to_owned(),
         };
         Error::Parameter { name: self.name.clone(), reason }

@@ -9,11 +9,12 @@ use crate::{
 macro_rules! pool {
     ($(#[$doc:meta])* $name:ident, $method:ident) => {
         $(#[$doc])*
-        #[derive(Debug)]
         pub struct $name {
             info: Info,
             options: PoolOptions,
         }
+
+        super::block::short!($name);
 
         impl $name {
             /// With that window; the stride is the window's size, as in Gluon.
@@ -88,7 +89,6 @@ impl AvgPool2D {
 macro_rules! global {
     ($(#[$doc:meta])* $name:ident, $method:ident) => {
         $(#[$doc])*
-        #[derive(Debug)]
         pub struct $name(Info);
 
         impl Default for $name {
@@ -96,6 +96,8 @@ macro_rules! global {
                 Self::new()
             }
         }
+
+        super::block::short!($name);
 
         impl $name {
             /// The layer.

@@ -2,7 +2,7 @@
 
 use std::{fmt, path::Path};
 
-use super::{Block, Forward, Hybridize, Info, Parameter, Structure};
+use super::{Block, Forward, Hybridize, Info, Parameter, Structure, block::place_under};
 use crate::{Context, DType, Result, Tensor, autograd::pause, hybrid::Hybrid, init::Init, shape::Display};
 
 /// Feeds each block's output to the next.
@@ -40,12 +40,14 @@ impl Sequential {
     /// Appends a block.
     #[allow(clippy::should_implement_trait)]
     pub fn add(mut self, block: impl Block + 'static) -> Self {
-        self.blocks.push(Box::new(block));
+        self.push(block);
         self
     }
 
     /// Appends a block in place.
     pub fn push(&mut self, block: impl Block + 'static) {
+        // So that errors name the place also before `initialize`; what this net becomes a part of says more.
+        place_under(&format!("net[{}]", self.blocks.len()), block.as_structure());
         self.blocks.push(Box::new(block));
     }
 

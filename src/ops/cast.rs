@@ -94,6 +94,7 @@ impl Tensor {
     /// assert_eq!(x.cast(DType::U8)?.to_vec()?, [0., 2., 255.]);
     /// # Ok::<(), hadal::Error>(())
     /// ```
+    #[doc(alias("to", "astype", "half", "bfloat16"))]
     pub fn cast(&self, to: DType) -> Result<Tensor> {
         if self.dtype() == to { Ok(self.clone()) } else { apply1(Cast { to }, &[self]) }
     }

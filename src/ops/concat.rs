@@ -120,6 +120,7 @@ impl Tensor {
     /// assert_eq!(Tensor::concat(&[&a, &b], 1)?.to_vec()?, [1., 0., 0., 1., 0., 0.]);
     /// # Ok::<(), hadal::Error>(())
     /// ```
+    #[doc(alias = "cat")]
     pub fn concat(tensors: &[&Tensor], axis: isize) -> Result<Tensor> {
         let Some(head) = tensors.first() else { return Err(Error::invalid("concat", "at least one tensor is needed")) };
         apply1(Concat { axis: shape::axis("concat", axis, head.rank())? }, tensors)
@@ -155,6 +156,7 @@ impl Tensor {
     /// assert_eq!(parts[1].to_vec()?, [2., 3.]);
     /// # Ok::<(), hadal::Error>(())
     /// ```
+    #[doc(alias = "chunk")]
     pub fn split(&self, pieces: usize, axis: isize) -> Result<Vec<Tensor>> {
         let shape = self.shape();
         let extent = shape[shape::axis("split", axis, shape.len())?];

@@ -1,15 +1,10 @@
 //! The fully connected layer as one op: y = x wᵀ + b, or an activation of that.
 
-use super::{
-    Unary, UnaryKind,
-    matmul::leading,
-    operands::same_float,
-    product::{Product, View, column_sums},
-};
+use super::{Unary, UnaryKind, bias_grad::column_sums, matmul::leading, operands::same_float};
 use crate::{
     Array, Error, Layout, Result, Tensor,
     autograd::{Op, Saved, apply1},
-    shape::Display,
+    gemm::{Gemm, MatrixView},
 };
 
 /// y = x wᵀ + b for x (…, in), w (units, in) and, if given, b (units); y is (…, units).
@@ -34,11 +29,7 @@ fn extents(x: &[usize], w: &[usize], b: Option<&[usize]>) -> Result<[usize; 3]> 
     let &[units, inputs] = w else { return fail("a weight of 2 dimensions (units, inputs) is needed".into()) };
     let Some(&last) = x.last() else { return fail("an input with at least 1 dimension is needed".into()) };
     if last != inputs {
-        return fail(format!(
-            "expects weight {} for input {}: input has {last} columns, weight takes {inputs}",
-            Display(w),
-            Display(x)
-        ));
+        return fail(format!("the input has {last} columns, the weight takes {inputs}"));
     }
     if b.is_some_and(|b| b != [units]) {
         return fail(format!("the bias needs {units} elements, one for each unit"));
@@ -47,8 +38,8 @@ fn extents(x: &[usize], w: &[usize], b: Option<&[usize]>) -> Result<[usize; 3]> 
 }
 
 /// left · right for two single matrices.
-fn single(m: usize, n: usize, k: usize, a: View, b: View) -> Product {
-    Product { m, n, k, a, b, outer: Vec::new(), inner: Vec::new(), activation: None }
+fn single(m: usize, n: usize, k: usize, a: MatrixView, b: MatrixView) -> Gemm {
+    Gemm { m, n, k, a, b, outer: Vec::new(), inner: Vec::new(), activation: None }
 }
 
 fn forward(x: &[&Array], activation: Option<UnaryKind>, saved: &mut Saved) -> Result<Array> {
@@ -64,7 +55,7 @@ fn forward(x: &[&Array], activation: Option<UnaryKind>, saved: &mut Saved) -> Re
     if let Some(last) = shape.last_mut() {
         *last = units;
     }
-    let mut product = single(rows, units, inputs, View::matrix(inputs, 1), View::matrix(1, inputs));
+    let mut product = single(rows, units, inputs, MatrixView::matrix(inputs, 1), MatrixView::matrix(1, inputs));
     product.activation = activation;
     let y = product.run(OP, &x, w, b, &shape)?;
     if saved.needs(0) {
@@ -79,15 +70,15 @@ fn forward(x: &[&Array], activation: Option<UnaryKind>, saved: &mut Saved) -> Re
 fn backward(saved: &Saved, dy: &Array) -> Result<Vec<Option<Array>>> {
     let [rows, inputs, units] = extents(saved.shape(0), saved.shape(1), None)?;
     let dy = dy.to_layout(Layout::RowMajor)?;
-    let run = |p: Product, a: &Array, b: &Array, shape: &[usize]| p.run(OP, a, b, None, shape).map(Some);
+    let run = |p: Gemm, a: &Array, b: &Array, shape: &[usize]| p.run(OP, a, b, None, shape).map(Some);
     let dx = if saved.needs(0) {
-        let product = single(rows, inputs, units, View::matrix(units, 1), View::matrix(inputs, 1));
+        let product = single(rows, inputs, units, MatrixView::matrix(units, 1), MatrixView::matrix(inputs, 1));
         run(product, &dy, saved.get(0)?, saved.shape(0))?
     } else {
         None
     };
     let dw = if saved.needs(1) {
-        let product = single(units, inputs, rows, View::matrix(1, units), View::matrix(inputs, 1));
+        let product = single(units, inputs, rows, MatrixView::matrix(1, units), MatrixView::matrix(inputs, 1));
         run(product, &dy, saved.get(usize::from(saved.needs(0)))?, saved.shape(1))?
     } else {
         None
@@ -153,6 +144,7 @@ impl Tensor {
     /// assert_eq!(x.dense(&w, Some(&b))?.to_vec()?, [1.5, 2.5, 3.5]);
     /// # Ok::<(), hadal::Error>(())
     /// ```
+    #[doc(alias = "linear")]
     pub fn dense(&self, w: &Tensor, b: Option<&Tensor>) -> Result<Tensor> {
         match b {
             Some(b) => apply1(Dense, &[self, w, b]),

@@ -53,6 +53,24 @@ fn launch(name: &'static str, out: &Array, input: Option<&Array>, index: &Array)
     Ok(input.into_iter().fold(launch, Launch::array).array(index))
 }
 
+/// The places of the indices in the order of their rows, and where each row's begin (and the last one's end), on the GPU.
+fn sorted(like: &Array, index: &Array, rows: usize) -> Result<(Array, Array)> {
+    // `ORDER_THREADS` of the kernel.
+    const THREADS: u32 = 512;
+    let count = index.len();
+    if count > u32::MAX as usize {
+        return Err(Error::shape("take", "at most 2^32 - 1 indices have a gradient", &[index.shape()]));
+    }
+    let numbers = |n: usize| Array::uninit(&[n.max(1)], DType::I64, Layout::RowMajor, &like.context());
+    let (order, spare, starts) = (numbers(count)?, numbers(count)?, numbers(rows + 1)?);
+    let defines = [("scalar_t", like.dtype().into()), ("index_t", index.dtype().into())];
+    let launch = Launch::new(like, "index.cu", "take_order", &defines)?.array(&order).array(&spare).array(index);
+    launch.value(rows as i64).value(count as i64).run([1; 3], [THREADS, 1, 1], 0)?;
+    let launch = Launch::new(like, "index.cu", "take_starts", &defines)?.array(&starts).array(&order).array(index);
+    launch.value(rows as i64).value(count as i64).run_1d(rows + 1)?;
+    Ok((order, starts))
+}
+
 /// y\[o, j, i\] = x\[o, index\[j\], i\] along one axis; dx adds up dy over equal indices, in their order.
 #[derive(Clone, Copy, Debug)]
 pub struct Take {
@@ -136,8 +154,20 @@ impl Op for Take {
             Context::Gpu(_) => {
                 let dx = Array::uninit(shape, dy.dtype(), Layout::RowMajor, &dy.context())?;
                 let n = dx.len();
-                let launch = launch("take_bwd", &dx, Some(&dy), index)?;
-                launch.value(rows as i64).value(count as i64).value(inner as i64).value(n as i64).run_1d(n)?;
+                if n > 0 {
+                    let (order, starts) = sorted(&dx, index, rows)?;
+                    let defines = [("scalar_t", dx.dtype().into()), ("index_t", index.dtype().into())];
+                    Launch::new(&dx, "index.cu", "take_bwd", &defines)?
+                        .array(&dx)
+                        .array(&dy)
+                        .array(&order)
+                        .array(&starts)
+                        .value(rows as i64)
+                        .value(count as i64)
+                        .value(inner as i64)
+                        .value(n as i64)
+                        .run_1d(n)?;
+                }
                 dx
             }
         };
@@ -277,6 +307,7 @@ impl Tensor {
     /// assert_eq!(x.take(&rows, 0)?.to_vec()?, [4., 5., 0., 1., 4., 5.]);
     /// # Ok::<(), hadal::Error>(())
     /// ```
+    #[doc(alias("embedding", "index_select"))]
     pub fn take(&self, indices: &Tensor, axis: isize) -> Result<Tensor> {
         apply1(Take { axis: shape::axis("take", axis, self.rank())? }, &[self, indices])
     }
@@ -308,6 +339,7 @@ impl Tensor {
     /// assert_eq!(y_hat.pick(&y)?.to_vec()?, [0.1, 0.5]);
     /// # Ok::<(), hadal::Error>(())
     /// ```
+    #[doc(alias = "gather")]
     pub fn pick(&self, indices: &Tensor) -> Result<Tensor> {
         apply1(Pick, &[self, indices])
     }

@@ -1,12 +1,10 @@
 //! Matrix products: `matmul`, `matmul_t`, `dot`.
 
-use super::{
-    operands::same_float,
-    product::{Product, View},
-};
+use super::operands::same_float;
 use crate::{
     Array, Error, Layout, Result, Tensor,
     autograd::{Op, Saved, apply1},
+    gemm::{Gemm, MatrixView},
     shape::{broadcast, broadcast_strides, numel},
 };
 
@@ -28,8 +26,8 @@ struct Plan {
     n: usize,
     k: usize,
     /// op(a) (m, k) and op(b) (k, n).
-    a: View,
-    b: View,
+    a: MatrixView,
+    b: MatrixView,
     batch: Vec<usize>,
     /// Which batch axes are stretched for a and for b.
     stretched: [Vec<bool>; 2],
@@ -64,7 +62,7 @@ impl MatMul {
         let view = |own: &[usize], mat: &[usize], flip: bool| {
             let size = mat[0] * mat[1];
             let strides = broadcast_strides(own, &batch).into_iter().map(|s| s * size).collect();
-            let v = View { batch: strides, rows: mat[1], cols: 1 };
+            let v = MatrixView { batch: strides, rows: mat[1], cols: 1 };
             if flip { v.t() } else { v }
         };
         let stretched = |own: &[usize]| {
@@ -89,18 +87,22 @@ impl MatMul {
 
 impl Plan {
     /// dy (m, n) as an operand.
-    fn dy(&self) -> View {
+    fn dy(&self) -> MatrixView {
         let size = self.m * self.n;
-        View { batch: broadcast_strides(&self.batch, &self.batch).into_iter().map(|s| s * size).collect(), rows: self.n, cols: 1 }
+        MatrixView {
+            batch: broadcast_strides(&self.batch, &self.batch).into_iter().map(|s| s * size).collect(),
+            rows: self.n,
+            cols: 1,
+        }
     }
 
     /// left (m, k) · right (k, n), summed over the batch axes that were stretched for operand `of`.
-    fn gradient(&self, of: usize, left: View, right: View, [m, n, k]: [usize; 3]) -> Product {
+    fn gradient(&self, of: usize, left: MatrixView, right: MatrixView, [m, n, k]: [usize; 3]) -> Gemm {
         let pick = |summed: bool| {
             let each = self.batch.iter().zip(&self.stretched[of]);
             each.map(|(&e, &s)| if s == summed { e } else { 1 }).collect()
         };
-        Product { m, n, k, a: left, b: right, outer: pick(false), inner: pick(true), activation: None }
+        Gemm { m, n, k, a: left, b: right, outer: pick(false), inner: pick(true), activation: None }
     }
 }
 
@@ -116,7 +118,7 @@ impl Op for MatMul {
         let (a, b) = (a.to_layout(Layout::RowMajor)?, b.to_layout(Layout::RowMajor)?);
         let ones = vec![1; plan.batch.len()];
         let product =
-            Product { m: plan.m, n: plan.n, k: plan.k, a: plan.a, b: plan.b, outer: plan.batch, inner: ones, activation: None };
+            Gemm { m: plan.m, n: plan.n, k: plan.k, a: plan.a, b: plan.b, outer: plan.batch, inner: ones, activation: None };
         let y = product.run(self.name(), &a, &b, None, &plan.shape)?;
         // Each operand is needed for the other one's gradient.
         if saved.needs(0) {
@@ -176,6 +178,7 @@ impl Tensor {
     /// assert_eq!(a.matmul(&b)?.to_vec()?, [6., 6., 15., 15.]);
     /// # Ok::<(), hadal::Error>(())
     /// ```
+    #[doc(alias("mm", "bmm"))]
     pub fn matmul(&self, b: &Tensor) -> Result<Tensor> {
         self.matmul_t(b, false, false)
     }

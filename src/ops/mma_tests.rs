@@ -2,32 +2,19 @@
 //!
 //! The table in `tests/ops` has the ops' own cases; its small shapes would never meet a large tile, so here the plan is forced.
 
-use std::cell::Cell;
-
 use crate::{
     Array, Context, DType, Layout, Result,
     autograd::Op,
     check::{cast, difference, parity_within, random},
     cpu,
-    ops::{Conv2d, Conv2dOptions, Dense, DenseActivation, MatMul, UnaryKind, mma::Force},
+    ops::{Conv2d, Conv2dOptions, Dense, DenseActivation, MatMul, UnaryKind},
     precision::{self, Precision},
+    testing::{Force, with_forced},
 };
-
-thread_local! {
-    /// What [`super::mma::plan`] has to choose on this thread.
-    pub(super) static FORCED: Cell<Option<Force>> = const { Cell::new(None) };
-}
-
-pub(super) fn forced<T>(force: Force, f: impl FnOnce() -> T) -> T {
-    FORCED.set(Some(force));
-    let out = f();
-    FORCED.set(None);
-    out
-}
 
 /// `gpu(0)` with tensor cores for bf16 and tf32. Without one this says so, past libtest; `HADAL_REQUIRE_GPU=1` makes its
 /// absence a failure.
-pub(super) fn gpu(least: (i32, i32)) -> Option<Context> {
+pub(crate) fn gpu(least: (i32, i32)) -> Option<Context> {
     use std::io::Write;
     let found = crate::gpu(0).and_then(|ctx| {
         let have = crate::cuda::device(0)?.capability;
@@ -54,7 +41,7 @@ fn agrees(math: Math, force: Force, op: &dyn Op, inputs: &[Array], gpu: &Context
     let Math(dtype, precision, bound) = math;
     let own = inputs.iter().map(|a| cast(a, dtype)?.to_layout(a.layout())).collect::<Result<Vec<_>>>()?;
     let run = || parity_within(op, &own, gpu, &cpu(), bound);
-    forced(force, || precision::with(precision, run)).map_err(|e| {
+    with_forced(force, || precision::with(precision, run)).map_err(|e| {
         let shapes: Vec<_> = inputs.iter().map(|a| (a.shape(), a.layout())).collect();
         crate::Error::Check(format!("{math:?} {force:?} {op:?} {shapes:?}: {e}"))
     })
@@ -75,7 +62,7 @@ fn products_agree_in_every_tile() -> Result<()> {
         let turing = gpu_is_turing();
         for (j, tile) in TILES.into_iter().enumerate().filter(|(_, t)| !turing || t[1] == 64) {
             let stages = if turing { 2 } else { 2 + (i + j) % 2 };
-            let force = |parts| Force { tile, stages, parts };
+            let force = |parts| Force::mma(tile, stages, parts);
             // Both operands and their gradients: one flag gives three of the four pairs of majors.
             let (ta, tb) = ((i + j) % 2 == 0, (i + j) / 2 % 2 == 0);
             // Aligned: one tile and a little more, a single step of k, several parts.
@@ -85,7 +72,7 @@ fn products_agree_in_every_tile() -> Result<()> {
             }
         }
         // Loads of 8 and 4 bytes and single elements, around a tile, with K from 1 on.
-        let force = |parts| Force { tile: [64, 64], stages: 2, parts };
+        let force = |parts| Force::mma([64, 64], 2, parts);
         for (j, shape) in [[68, 60, 12], [66, 62, 130], [65, 63, 67], [1, 1, 1], [63, 129, 1]].into_iter().enumerate() {
             let (op, x) = matmul((i + j) % 2 == 1, j % 2 == 0, shape)?;
             agrees(math, force(1 + j % 2), &op, &x, &gpu)?;
@@ -137,7 +124,7 @@ fn convolutions_agree_in_every_tile() -> Result<()> {
             let tiles = if channels == 8 { vec![TILES[i % 3], TILES[(i + 1) % 3]] } else { vec![[64, 64]] };
             for tile in tiles.into_iter().filter(|t| !turing || t[1] == 64) {
                 for (l, (x, w, options)) in geometries.iter().enumerate() {
-                    let force = Force { tile, stages: if turing { 2 } else { 3 }, parts: 1 + (i + j + l) % 2 };
+                    let force = Force::mma(tile, if turing { 2 } else { 3 }, 1 + (i + j + l) % 2);
                     let layout = if (i + l) % 2 == 0 { Layout::ChannelsLast } else { Layout::RowMajor };
                     let mut inputs = vec![random(x, 1)?.to_layout(layout)?, random(w, 2)?];
                     inputs.extend((l % 2 == 0).then(|| random(&w[..1], 3)).transpose()?);
@@ -197,8 +184,8 @@ fn split_products_are_as_accurate_as_f32() -> Result<()> {
                 let mut saved = crate::autograd::Saved::new(&[&on_a, &on_b], vec![false; 2]);
                 MatMul::default().forward(&[&on_a, &on_b], &mut saved).map(|mut y| y.remove(0))
             };
-            let general = Force { tile: [0, 0], stages: 0, parts: 0 };
-            let plain = errors(&forced(general, run)?, &a, &b)?;
+            let general = Force::simt();
+            let plain = errors(&with_forced(general, run)?, &a, &b)?;
             let split = errors(&run()?, &a, &b)?;
             let rounded = errors(&precision::with(Precision::Tf32, run)?, &a, &b)?;
             println!("k {k} {name}: plain {plain:?}, split {split:?}, tf32 {rounded:?}");
@@ -244,7 +231,7 @@ fn split_products_keep_what_is_not_finite() -> Result<()> {
     let (a, b) = not_finite(&gpu)?;
     let mut saved = crate::autograd::Saved::new(&[&a, &b], vec![false; 2]);
     for parts in [1, 2] {
-        let y = forced(Force { tile: [64, 64], stages: 2, parts }, || MatMul::default().forward(&[&a, &b], &mut saved))?;
+        let y = with_forced(Force::mma([64, 64], 2, parts), || MatMul::default().forward(&[&a, &b], &mut saved))?;
         is_not_finite_as_in_f32(&y[0])?;
     }
     Ok(())
@@ -260,7 +247,7 @@ fn tiles_do_not_change_the_bits() -> Result<()> {
         let run = |tile: [usize; 2], stages: usize, parts: usize| -> Result<Vec<f64>> {
             let mut saved = crate::autograd::Saved::new(&[&a, &b], vec![false; 2]);
             let product = || MatMul::default().forward(&[&a, &b], &mut saved);
-            forced(Force { tile, stages, parts }, || precision::with(math.1, product))?[0].to_f64_vec()
+            with_forced(Force::mma(tile, stages, parts), || precision::with(math.1, product))?[0].to_f64_vec()
         };
         for parts in [1, 3] {
             let first = run([64, 64], 2, parts)?;

@@ -4,10 +4,8 @@
 use std::{cell::Cell, sync::Arc};
 
 use super::{
-    BatchNorm, BatchNormRelu, Binary, BinaryKind, mma, mma_tests,
+    BatchNorm, BatchNormRelu, Binary, BinaryKind,
     mma_tests::{Math, TF32, gpu},
-    moments::{Moments, Note, Sums},
-    wgmma, wgmma_tests,
 };
 use crate::{
     Array, Context, DType, Layout, Result, Tensor, autograd,
@@ -15,11 +13,16 @@ use crate::{
     check::{cast, random, random_in},
     cuda::Graph,
     data::{DataLoader, FashionMnist},
+    gemm::{
+        bn_stats::{BnPartials, BufferStats, ChannelSums},
+        model::wgmma_tile::{WgmmaTile, tile},
+    },
     init,
     loss::SoftmaxCrossEntropy,
     models,
     ops::{Conv2d, Conv2dOptions},
     precision::{self, Precision},
+    testing::{Force, with_forced},
 };
 
 const HALF: Math = Math(DType::F16, Precision::F32, 0.0);
@@ -37,7 +40,7 @@ pub(crate) fn pass() {
     PASSES.set(PASSES.get() + 1);
 }
 
-pub(super) fn off() -> bool {
+pub(crate) fn off() -> bool {
     OFF.get()
 }
 
@@ -70,14 +73,14 @@ fn plain(x: &Array) -> Result<Array> {
 
 fn noted(x: &Array) -> Result<bool> {
     let pixels = x.len() / x.shape()[1];
-    Ok(Moments::of(x, x.shape()[1], pixels)?.is_some())
+    Ok(BnPartials::of(x, x.shape()[1], pixels)?.is_some())
 }
 
 /// `y` has a note of every pixel, and statistics from it are those of its values, as are those of the slow twin.
 pub(super) fn check(y: &Array, what: &dyn std::fmt::Debug) -> Result<()> {
     let (shape, channels) = (y.shape(), y.shape()[1]);
     let pixels = y.len() / channels;
-    let (sums, parts) = Moments::of(y, channels, pixels)?.unwrap_or_else(|| panic!("{what:?}: nothing is noted"));
+    let (sums, parts) = BnPartials::of(y, channels, pixels)?.unwrap_or_else(|| panic!("{what:?}: nothing is noted"));
     let counts = &sums.to_vec::<f32>()?[parts * 2 * channels..];
     assert_eq!((counts.len(), counts.iter().sum::<f32>()), (parts, pixels as f32), "{what:?}: {counts:?}");
     let passes = PASSES.get();
@@ -108,13 +111,6 @@ pub(super) fn inputs((x, w, _): &Geometry, far: f64) -> Result<[Array; 3]> {
     Ok([random(x, 1)?, random(w, 2)?, random_in(&w[..1], 3, far - 1.0, far + 1.0)?])
 }
 
-fn forced<T>(force: wgmma::Force, f: impl FnOnce() -> Result<T>) -> Result<T> {
-    wgmma_tests::FORCED.set(Some(Some(force)));
-    let out = f();
-    wgmma_tests::FORCED.set(None);
-    out
-}
-
 #[test]
 fn every_tile_notes_what_it_stores() -> Result<()> {
     let Some(gpu) = gpu((9, 0)) else { return Ok(()) };
@@ -136,19 +132,19 @@ fn every_tile_notes_what_it_stores() -> Result<()> {
     ];
     let run = |tile, halo, geometry: &Geometry, math: Math, far| {
         let [x, w, b] = &inputs(geometry, far)?;
-        let y = forced(wgmma::Force { tile, parts: 1, halo }, || convolve(math, [x, w, b], geometry.2, &gpu))?;
+        let y = with_forced(Force::wgmma(tile, 1, halo), || convolve(math, [x, w, b], geometry.2, &gpu))?;
         check(&y, &(math, tile, halo, geometry, far))
     };
     // Means of a thousand deviations, where the dtype has such numbers.
     let maths = [(BRAIN, 0.0), (TF32, 1000.0), (HALF, 30.0)];
     for (i, geometry) in image.iter().enumerate() {
-        for tile in 0..wgmma::Tile::IMAGE.len() {
-            let (math, far) = maths[(tile + i) % 3];
-            // Two blocks of f32 with 128 columns have no registers for it.
-            if math.0 == DType::F32 && wgmma::Tile::IMAGE[tile] == wgmma::tile(2, 1, 128) {
+        for place in 0..WgmmaTile::IM2COL.len() {
+            let (math, far) = maths[(place + i) % 3];
+            // Two CTAs of f32 with 128 columns have no registers for it.
+            if math.0 == DType::F32 && WgmmaTile::IM2COL[place] == tile(2, 1, 128) {
                 continue;
             }
-            run(tile, false, geometry, math, far)?;
+            run(place, false, geometry, math, far)?;
         }
     }
     for (i, geometry) in halo.iter().enumerate() {
@@ -174,10 +170,8 @@ fn every_tile_of_the_general_family_notes_what_it_stores() -> Result<()> {
         for (j, tile) in [[128, 128], [128, 64], [64, 64]].into_iter().enumerate() {
             let (math, far) = [(BRAIN, 0.0), (EXACT, 1000.0), (HALF, 30.0), (TF32, 1000.0)][(i + j) % 4];
             let [x, w, b] = &inputs(geometry, far)?;
-            mma_tests::FORCED.set(Some(mma::Force { tile, stages: 3, parts: 1 }));
-            let y = convolve(math, [x, w, b], geometry.2, &gpu);
-            mma_tests::FORCED.set(None);
-            check(&y?, &(math, tile, geometry, far))?;
+            let y = with_forced(Force::mma(tile, 3, 1), || convolve(math, [x, w, b], geometry.2, &gpu))?;
+            check(&y, &(math, tile, geometry, far))?;
         }
     }
     Ok(())
@@ -188,7 +182,7 @@ const PLAIN: Geometry =
 
 fn example(gpu: &Context, halo: bool, far: f64) -> Result<Array> {
     let [x, w, b] = &inputs(&PLAIN, far)?;
-    forced(wgmma::Force { tile: 3, parts: 1, halo }, || convolve(TF32, [x, w, b], PLAIN.2, gpu))
+    with_forced(Force::wgmma(3, 1, halo), || convolve(TF32, [x, w, b], PLAIN.2, gpu))
 }
 
 #[test]
@@ -198,8 +192,8 @@ fn constants_have_no_variance() -> Result<()> {
         let x = Array::zeros(&PLAIN.0, DType::F32, &gpu)?;
         let b = Array::full(&[16], value, DType::F32, &gpu)?;
         let w = random(&PLAIN.1, 2)?;
-        let force = wgmma::Force { tile: 3, parts: 1, halo };
-        let y = forced(force, || convolve(TF32, [&x, &w, &b], PLAIN.2, &gpu))?;
+        let force = Force::wgmma(3, 1, halo);
+        let y = with_forced(force, || convolve(TF32, [&x, &w, &b], PLAIN.2, &gpu))?;
         check(&y, &value)?;
         let of = normalize(&y)?;
         assert!(of[1].to_f64_vec()?.iter().all(|m| (m - value).abs() < 1e-7 * value.abs()));
@@ -215,8 +209,8 @@ fn only_training_notes() -> Result<()> {
     let [x, w, b] = inputs(&PLAIN, 0.0)?.map(|a| cast(&a, DType::F32)?.to_context(&gpu));
     let (x, w, b) = (x?, w?, b?);
     let op = Conv2d(PLAIN.2);
-    let force = wgmma::Force { tile: 3, parts: 1, halo: true };
-    let run = |x: &Array| forced(force, || precision::with(Precision::Tf32, || outputs(&op, &[x, &w, &b])));
+    let force = Force::wgmma(3, 1, true);
+    let run = |x: &Array| with_forced(force, || precision::with(Precision::Tf32, || outputs(&op, &[x, &w, &b])));
     let last = x.to_layout(Layout::ChannelsLast)?;
     assert!(!noted(&run(&last)?[0])?);
     assert!(autograd::train_mode(|| noted(&run(&last)?[0]))?);
@@ -264,7 +258,7 @@ fn a_note_goes_with_the_values() -> Result<()> {
     // One pixel in each image: the same memory by another name.
     let one = [([5, 8, 1, 1], [16, 8, 1, 1], Conv2dOptions::new())];
     let [x, w, b] = &inputs(&one[0], 1.0)?;
-    let y = forced(wgmma::Force { tile: 0, parts: 1, halo: false }, || convolve(TF32, [x, w, b], one[0].2, &gpu))?;
+    let y = with_forced(Force::wgmma(0, 1, false), || convolve(TF32, [x, w, b], one[0].2, &gpu))?;
     let rows = y.reshape(&[5, 16])?;
     assert!(noted(&rows)?);
     for (a, b) in normalize(&rows)?.iter().zip(normalize(&plain(&rows)?)?) {
@@ -291,9 +285,9 @@ fn graphs_take_the_notes_of_their_own() -> Result<()> {
     let [image, w, b] = inputs(&PLAIN, 5.0)?.map(|a| cast(&a, DType::F32)?.to_context(&gpu));
     let (image, w, b) = (Tensor::new(image?.to_layout(Layout::ChannelsLast)?), w?, b?);
     let step = || {
-        let force = wgmma::Force { tile: 3, parts: 1, halo: true };
+        let force = Force::wgmma(3, 1, true);
         let convolve = || autograd::train_mode(|| outputs(&Conv2d(PLAIN.2), &[&image.array(), &w, &b]));
-        let y = forced(force, || precision::with(Precision::Tf32, convolve))?.remove(0);
+        let y = with_forced(force, || precision::with(Precision::Tf32, convolve))?.remove(0);
         let normal = normalize(&y)?;
         // What is dropped here may be written over by the rest of the graph.
         let more = outputs(&BatchNormRelu { eps: 1e-5 }, &[&normal[0], &normal[2], &normal[1]])?.remove(0);
@@ -325,11 +319,11 @@ fn graphs_take_the_notes_of_their_own() -> Result<()> {
 fn a_note_is_believed() -> Result<()> {
     let Some(gpu) = gpu((9, 0)) else { return Ok(()) };
     let y = example(&gpu, true, 5.0)?;
-    let (sums, parts) = Moments::of(&y, 16, 3 * 42)?.unwrap();
+    let (sums, parts) = BnPartials::of(&y, 16, 3 * 42)?.unwrap();
     let mut numbers = sums.to_vec::<f32>()?;
     numbers[..parts * 2 * 16].chunks_mut(16).enumerate().for_each(|(i, row)| row.fill([9.0, 0.0][i % 2]));
     let fake = Array::from_vec(numbers, sums.shape(), &gpu)?;
-    y.cuda("a test")?.note(Note::Moments(Arc::new(Moments::fake(fake, parts, 16, 3 * 42))));
+    y.cuda("a test")?.note(BufferStats::Bn(Arc::new(BnPartials::fake(fake, parts, 16, 3 * 42))));
     let wrong = normalize(&y)?;
     assert!(wrong[1].to_f64_vec()?.iter().zip(wrong[2].to_f64_vec()?).all(|(&m, v)| (m, v) == (9.0, 0.0)));
     Ok(())
@@ -356,15 +350,14 @@ fn step(gpu: &Context, without: bool) -> Result<(f64, Vec<f64>, usize)> {
 #[test]
 fn resnet18_learns_alike_with_notes_and_without() -> Result<()> {
     let Some(gpu) = gpu((9, 0)) else { return Ok(()) };
-    let tf32 = || {
-        let force = wgmma::Force { tile: 5, parts: 1, halo: false };
-        forced(force, || precision::with(Precision::Tf32, || Ok([step(&gpu, false)?, step(&gpu, true)?])))
+    type Both = Result<[(f64, Vec<f64>, usize); 2]>;
+    let tf32 = || -> Both {
+        let force = Force::wgmma(5, 1, false);
+        with_forced(force, || precision::with(Precision::Tf32, || Ok([step(&gpu, false)?, step(&gpu, true)?])))
     };
-    let exact = || {
-        mma_tests::FORCED.set(Some(mma::Force { tile: [64, 64], stages: 3, parts: 1 }));
-        let both: Result<_> = precision::with(Precision::F32, || Ok([step(&gpu, false)?, step(&gpu, true)?]));
-        mma_tests::FORCED.set(None);
-        both
+    let exact = || -> Both {
+        let both = || precision::with(Precision::F32, || Ok([step(&gpu, false)?, step(&gpu, true)?]));
+        with_forced(Force::mma([64, 64], 3, 1), both)
     };
     // What is off by a rounding is rounded to tf32 anew: there the losses tell, and that nothing is read once more.
     for (name, both, of_loss, of_grads) in [("tf32", tf32()?, 5e-3, 0.5), ("f32", exact()?, 2e-5, 1e-3)] {
@@ -398,7 +391,7 @@ fn what_batch_norm_sends_back_has_known_sums() -> Result<()> {
             op.forward(&x, &mut saved)?;
             let dy = [own(&shape, 4)?, own(&c, 5)?, own(&c, 6)?];
             let mut dx = op.backward(&saved, &dy)?.remove(0).unwrap();
-            let known = Sums::of(&dx)?.expect("the sums are known");
+            let known = ChannelSums::of(&dx)?.expect("the sums are known");
             let (values, known) = (dx.to_f64_vec()?, known.to_f64_vec()?);
             for (i, known) in known.iter().enumerate() {
                 let channel = || values.chunks(35).skip(i).step_by(8).flatten();
@@ -415,9 +408,9 @@ fn what_batch_norm_sends_back_has_known_sums() -> Result<()> {
             let bias = |dx: &Array| conv.backward(&saved, std::slice::from_ref(dx))?.remove(2).unwrap().to_f64_vec();
             assert_eq!(bias(&dx)?, dy[1].cast(math.0)?.to_f64_vec()?);
             let other = if layout == Layout::RowMajor { Layout::ChannelsLast } else { Layout::RowMajor };
-            assert!(Sums::of(&dx.to_layout(other)?)?.is_none() && Sums::of(&dx.reshape(&[3, 8, 35])?)?.is_none());
+            assert!(ChannelSums::of(&dx.to_layout(other)?)?.is_none() && ChannelSums::of(&dx.reshape(&[3, 8, 35])?)?.is_none());
             dx.add_assign(&dy[0])?;
-            assert!(Sums::of(&dx)?.is_none());
+            assert!(ChannelSums::of(&dx)?.is_none());
             assert!(bias(&dx)? != dy[1].cast(math.0)?.to_f64_vec()?);
         }
     }

@@ -6,7 +6,8 @@ use crate::{
     cpu::{buffers::Buffer, parallel},
     cuda::{Define, Launch},
     dtype::{Real, real_type},
-    ops::{product::computed_in, rows::Rows},
+    gemm::split_k::accumulator,
+    ops::rows::Rows,
 };
 
 /// Which function f(x, z) of a prediction x and a label z.
@@ -130,10 +131,10 @@ impl Op for PairLoss {
                         *loss = F::from_f64(scale * sum);
                     }
                 });
-                Array::from_real(loss, shape, computed_in(x.dtype()))
+                Array::from_real(loss, shape, accumulator(x.dtype()))
             })?,
             Context::Gpu(_) => {
-                let loss = Array::uninit(shape, computed_in(x.dtype()), Layout::RowMajor, &x.context())?;
+                let loss = Array::uninit(shape, accumulator(x.dtype()), Layout::RowMajor, &x.context())?;
                 let launch = self.start("pair_loss_fwd", &x)?.array(&loss).array(&x).array(&z).value(rows).value(scale);
                 rows.run(launch)?;
                 loss

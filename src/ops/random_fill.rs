@@ -50,6 +50,7 @@ impl Array {
     ///
     /// # Errors
     /// [`Error::Invalid`] unless `lo ≤ hi` are finite, [`Error::DType`] for an integer dtype.
+    #[doc(alias = "rand")]
     pub fn uniform(lo: f64, hi: f64, shape: &[usize], dtype: DType, ctx: &Context) -> Result<Self> {
         if !(lo <= hi && (hi - lo).is_finite()) {
             return Err(Error::invalid("uniform", format!("{lo} to {hi} is no range of numbers")));
@@ -77,6 +78,7 @@ impl Array {
     ///
     /// # Errors
     /// [`Error::Invalid`] unless `mean` and `std` ≥ 0 are finite, [`Error::DType`] for an integer dtype.
+    #[doc(alias = "randn")]
     pub fn normal(mean: f64, std: f64, shape: &[usize], dtype: DType, ctx: &Context) -> Result<Self> {
         if !(mean.is_finite() && std.is_finite() && std >= 0.0) {
             return Err(Error::invalid("normal", format!("mean {mean} and standard deviation {std} are no normal distribution")));

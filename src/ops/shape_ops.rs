@@ -131,6 +131,7 @@ impl Tensor {
     /// assert_eq!(x.reshape(&[3, -1])?.shape(), [3, 4]);
     /// # Ok::<(), hadal::Error>(())
     /// ```
+    #[doc(alias = "view")]
     pub fn reshape(&self, shape: &[isize]) -> Result<Tensor> {
         let own = self.shape();
         let refuse = |reason: String| Error::shape("reshape", reason, &[&own]);
@@ -173,6 +174,7 @@ impl Tensor {
     /// assert_eq!(x.expand_dims(-1)?.shape(), [2, 3, 1]);
     /// # Ok::<(), hadal::Error>(())
     /// ```
+    #[doc(alias = "newaxis")]
     pub fn expand_dims(&self, axis: isize) -> Result<Tensor> {
         let mut shape = self.shape();
         let at = shape::axis("expand_dims", axis, shape.len() + 1)?;
@@ -216,6 +218,7 @@ impl Tensor {
     /// assert_eq!(x.broadcast_to(&[2, 3])?.to_vec()?, [1., 1., 1., 2., 2., 2.]);
     /// # Ok::<(), hadal::Error>(())
     /// ```
+    #[doc(alias = "expand")]
     pub fn broadcast_to(&self, shape: &[usize]) -> Result<Tensor> {
         apply1(BroadcastTo { shape: shape.to_vec() }, &[self])
     }
@@ -246,6 +249,7 @@ impl Tensor {
     }
 
     /// Two axes exchanged.
+    #[doc(alias("swapaxes", "movedim"))]
     pub fn swap_axes(&self, a: isize, b: isize) -> Result<Tensor> {
         let rank = self.rank();
         let (a, b) = (shape::axis("swap_axes", a, rank)?, shape::axis("swap_axes", b, rank)?);
@@ -282,6 +286,7 @@ impl Tensor {
     /// assert_eq!(x.repeat(2, 0)?.to_vec()?, [1., 1., 2., 2.]);
     /// # Ok::<(), hadal::Error>(())
     /// ```
+    #[doc(alias = "repeat_interleave")]
     pub fn repeat(&self, count: usize, axis: isize) -> Result<Tensor> {
         let mut shape = self.shape();
         let axis = shape::axis("repeat", axis, shape.len())?;

@@ -1,10 +1,7 @@
 //! f32 by six products of bf16 on Hopper: at the edges of its tiles, and how accurate it is. The plan is forced, as in `wgmma_tests`.
 
 use super::{
-    mma,
     mma_tests::{self, EXACT, errors, gpu, matmul, wide},
-    six,
-    wgmma::Force,
     wgmma_tests::{agrees, convolutions, entry, forced, gradients, pairs, unforced},
 };
 use crate::{
@@ -12,8 +9,10 @@ use crate::{
     autograd::{Op, Saved},
     check::{cast, difference, random},
     cpu,
+    gemm::model::bf16x6,
     ops::{Conv2d, Conv2dOptions, Conv2dPair, Dense, DenseActivation, MatMul, UnaryKind},
     precision::{self, Precision},
+    testing::{Force, with_forced},
 };
 
 fn product(a: &Array, b: &Array) -> Result<Array> {
@@ -37,8 +36,8 @@ fn the_rule_takes_it() -> Result<()> {
 #[test]
 fn products_agree_in_every_tile() -> Result<()> {
     let Some(gpu) = gpu((9, 0)) else { return Ok(()) };
-    for (i, tile) in six::PRODUCT.iter().copied().enumerate() {
-        let force = |parts| Force { tile: i, parts, halo: false };
+    for (i, tile) in bf16x6::GEMM.iter().copied().enumerate() {
+        let force = |parts| Force::wgmma(i, parts, false);
         let (rows, columns) = (tile.rows(), tile.columns());
         // One product and its gradients have three of the four pairs of majors.
         let (ta, tb) = (i % 2 == 1, i == 0);
@@ -53,7 +52,7 @@ fn products_agree_in_every_tile() -> Result<()> {
         }
     }
     // A batch whose sides are stretched in turn, so that some axes are summed in the gradients; a bias.
-    let force = |parts| Force { tile: 1, parts, halo: false };
+    let force = |parts| Force::wgmma(1, parts, false);
     let x = vec![random(&[2, 1, 8, 16], 1)?, random(&[3, 16, 24], 2)?];
     agrees(EXACT, force(1), 3, &MatMul::default(), &x, &gpu)?;
     let x = vec![random(&[72, 136], 1)?, random(&[80, 136], 2)?, random(&[80], 3)?];
@@ -84,9 +83,9 @@ fn sums_are_as_accurate_as_plain_f32() -> Result<()> {
         ];
         for (name, a, b) in cases {
             let (on_a, on_b) = (a.to_context(&gpu)?, b.to_context(&gpu)?);
-            let general = mma::Force { tile: [0, 0], stages: 0, parts: 0 };
-            let plain = errors(&mma_tests::forced(general, || product(&on_a, &on_b))?, &a, &b)?;
-            let six = forced(Force { tile: 1, parts: 1, halo: false }, 1, || product(&on_a, &on_b))?;
+            let general = Force::simt();
+            let plain = errors(&with_forced(general, || product(&on_a, &on_b))?, &a, &b)?;
+            let six = forced(Force::wgmma(1, 1, false), 1, || product(&on_a, &on_b))?;
             let six = errors(&six, &a, &b)?;
             println!("k {k} {name}: plain {plain:?}, six {six:?}");
             assert!(six[0] <= plain[0] && six[1] <= plain[1], "k {k} {name}: six {six:?}, plain {plain:?}");
@@ -101,7 +100,7 @@ fn what_is_not_finite_is_kept() -> Result<()> {
     let Some(gpu) = gpu((9, 0)) else { return Ok(()) };
     let (a, b) = mma_tests::not_finite(&gpu)?;
     for parts in [1, 2] {
-        let y = forced(Force { tile: 1, parts, halo: false }, 1, || product(&a, &b))?;
+        let y = forced(Force::wgmma(1, parts, false), 1, || product(&a, &b))?;
         mma_tests::is_not_finite_as_in_f32(&y)?;
     }
     Ok(())
@@ -114,9 +113,9 @@ fn convolutions_agree_in_every_tile() -> Result<()> {
         let layout = if i % 2 == 0 { Layout::ChannelsLast } else { Layout::RowMajor };
         let mut inputs = vec![random(x, 1)?.to_layout(layout)?, random(w, 2)?];
         inputs.extend((i % 2 == 0).then(|| random(&w[..1], 3)).transpose()?);
-        let force = Force { tile: i, parts: 1 + i % 3, halo: false };
+        let force = Force::wgmma(i, 1 + i % 3, false);
         // A step along k has to be whole within a group.
-        let times = 3 - usize::from(options.groups > 1 && w[0] / options.groups % six::DEPTH > 0);
+        let times = 3 - usize::from(options.groups > 1 && w[0] / options.groups % bf16x6::STEP_K > 0);
         agrees(EXACT, force, times, &Conv2d(*options), &inputs, &gpu)?;
     }
     Ok(())
@@ -133,11 +132,11 @@ fn pairs_agree_in_every_tile() -> Result<()> {
             inputs.extend(bias.then(|| random(&w[..1], 9)).transpose()?);
         }
         // Both at once, forward and twice backward, the second time onto a gradient that has arrived.
-        agrees(EXACT, Force { tile: i, parts: 1 + i % 3, halo: false }, 5, &Conv2dPair::new(*options, bias), &inputs, &gpu)?;
+        agrees(EXACT, Force::wgmma(i, 1 + i % 3, false), 5, &Conv2dPair::new(*options, bias), &inputs, &gpu)?;
     }
     // A stride of 1, where 16-bit images have a halo and run alone.
     let inputs = [random(&[2, 40, 7, 7], 1)?, random(&[16, 40, 3, 3], 2)?, random(&[16, 40, 1, 1], 3)?];
-    agrees(EXACT, Force { tile: 4, parts: 1, halo: true }, 5, &Conv2dPair::new(entry(1), [false; 2]), &inputs, &gpu)
+    agrees(EXACT, Force::wgmma(4, 1, true), 5, &Conv2dPair::new(entry(1), [false; 2]), &inputs, &gpu)
 }
 
 /// In all three passes infinities and NaN come out where f64 has them, and all else is finite.
@@ -161,7 +160,7 @@ fn convolutions_keep_what_is_not_finite() -> Result<()> {
         let own = [&x, &w, &dy].map(|a| a.to_context(&gpu)).into_iter().collect::<Result<Vec<_>>>()?;
         let mut expected = y(&exact[0], &exact[1])?;
         expected.extend(gradients(&op, &exact[0], &exact[1], &exact[2])?);
-        let found = forced(Force { tile, parts: 2, halo: false }, 4, || {
+        let found = forced(Force::wgmma(tile, 2, false), 4, || {
             let mut found = y(&own[0], &own[1])?;
             found.extend(gradients(&op, &own[0], &own[1], &own[2])?);
             Ok(found)
@@ -198,9 +197,9 @@ fn convolutions_are_as_accurate_as_plain_f32() -> Result<()> {
     let exact = passes([&exact[0], &exact[1], &exact[2]])?;
     let own = all.iter().map(|a| a.to_context(&gpu)).collect::<Result<Vec<_>>>()?;
     let run = || passes([&own[0], &own[1], &own[2]]);
-    let six = forced(Force { tile: 0, parts: 2, halo: false }, 4, run)?;
+    let six = forced(Force::wgmma(0, 2, false), 4, run)?;
     // The same sums one after the other, by the general kernel.
-    let plain = mma_tests::forced(mma::Force { tile: [0, 0], stages: 0, parts: 0 }, run)?;
+    let plain = with_forced(Force::simt(), run)?;
     for (name, (exact, (six, plain))) in ["y", "dx", "dw"].iter().zip(exact.iter().zip(six.iter().zip(&plain))) {
         let [six, plain] = [difference(six, exact)?.relative, difference(plain, exact)?.relative];
         println!("{name}: six {six:.1e}, plain {plain:.1e}");

@@ -192,6 +192,7 @@ impl Tensor {
     /// assert_eq!(x.slice(-1, 0..1)?.to_vec()?, [0., 2., 4.]);
     /// # Ok::<(), hadal::Error>(())
     /// ```
+    #[doc(alias = "narrow")]
     pub fn slice(&self, axis: isize, range: Range<usize>) -> Result<Tensor> {
         self.slice_step(axis, range, 1)
     }
@@ -238,6 +239,7 @@ impl Tensor {
     /// assert_eq!(x.at(-1)?.shape(), [4]);
     /// # Ok::<(), hadal::Error>(())
     /// ```
+    #[doc(alias = "select")]
     pub fn at(&self, i: isize) -> Result<Tensor> {
         let shape = self.shape();
         let Some((&extent, rest)) = shape.split_first() else {

@@ -8,7 +8,8 @@ use crate::{
     cpu::{buffers::Buffer, memory},
     cuda::Launch,
     dtype::{Real, element_type, real_type},
-    ops::{product::computed_in, rows::Rows},
+    gemm::split_k::accumulator,
+    ops::rows::Rows,
     shape::axis,
 };
 
@@ -152,7 +153,7 @@ impl SoftmaxCrossEntropy {
             (stats[row], stats[rows.count() + row]) = (s.0, s.1);
         }
         Ok((
-            Array::from_real(loss, &[plan.samples], computed_in(x.dtype()))?,
+            Array::from_real(loss, &[plan.samples], accumulator(x.dtype()))?,
             Array::host(F::wrap(stats), &[2, rows.count()], F::DTYPE),
         ))
     }
@@ -246,7 +247,7 @@ impl SoftmaxCrossEntropy {
     }
 
     fn forward_gpu(&self, x: Array, label: Array, plan: &Plan, saved: &mut Saved) -> Result<Array> {
-        let (ctx, wide) = (x.context(), computed_in(x.dtype()));
+        let (ctx, wide) = (x.context(), accumulator(x.dtype()));
         let loss = Array::uninit(&[plan.samples], wide, Layout::RowMajor, &ctx)?;
         let dx = if self.leaves_gradient(saved, x.dtype()) { Some(x.uninit_like()?) } else { None };
         let outputs = |loss| Outputs { loss: Some(loss), dx: dx.as_ref(), ..Outputs::default() };
@@ -363,6 +364,7 @@ impl Tensor {
     ///
     /// # Errors
     /// [`Error::Shape`] when the labels do not fit, on the CPU [`Error::Invalid`] for a label outside of 0..C.
+    #[doc(alias = "cross_entropy")]
     pub fn softmax_cross_entropy(&self, label: &Tensor) -> Result<Tensor> {
         apply1(SoftmaxCrossEntropy::default(), &[self, label])
     }

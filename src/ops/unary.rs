@@ -71,12 +71,12 @@ impl UnaryKind {
     }
 
     /// The function as the products' kernels know it, where they can end with it.
-    pub(super) fn epilogue(self) -> Option<Define> {
+    pub(crate) fn epilogue(self) -> Option<Define> {
         matches!(self, Relu | Sigmoid | Tanh).then(|| Define::Word(self.code().0))
     }
 
     /// y ← f(y), for what products can end with.
-    pub(super) fn assign<F: Real>(self, y: &mut [F]) {
+    pub(crate) fn assign<F: Real>(self, y: &mut [F]) {
         match self {
             Relu => parallel::assign_vectorized(
                 y,
@@ -392,6 +392,7 @@ methods! {
 
 impl Tensor {
     /// x where x > 0, else `slope`·x.
+    #[doc(alias = "LeakyReLU")]
     pub fn leaky_relu(&self, slope: f64) -> Result<Tensor> {
         apply1(Unary(LeakyRelu(slope)), &[self])
     }
@@ -407,6 +408,7 @@ impl Tensor {
     }
 
     /// x limited to `lo..=hi`.
+    #[doc(alias = "clamp")]
     pub fn clip(&self, lo: f64, hi: f64) -> Result<Tensor> {
         if lo > hi || lo.is_nan() || hi.is_nan() {
             return Err(Error::invalid("clip", format!("the bounds {lo} and {hi} are in the wrong order")));

@@ -1,52 +1,33 @@
 //! The wgmma kernels at the edges of their tiles, against the f64 reference, where there is a GPU of compute capability 9.0. The plan
 //! is forced: the rule leaves small products to others.
 
-use std::cell::Cell;
-
-use super::{
-    mma_tests::{Math, TF32, gpu, matmul},
-    wgmma::{Force, Tile},
-};
+use super::mma_tests::{Math, TF32, gpu, matmul};
 use crate::{
     Array, Context, DType, Layout, Result,
     autograd::{Op, Saved},
     check::{cast, difference, parity_within, random},
     cpu,
+    gemm::model::wgmma_tile::WgmmaTile,
     ops::{Conv2d, Conv2dOptions, Conv2dPair, Dense, DenseActivation, MatMul, UnaryKind},
     precision::{self, Precision},
+    testing::{Force, ON_WGMMA, count_selected, with_forced},
 };
 
 /// The same sums in another order, rounded alike but for a few: a single wrong element is more than these bounds.
 const HALF: Math = Math(DType::F16, Precision::F32, 2e-4);
 const BRAIN: Math = Math(DType::BF16, Precision::F32, 1e-3);
 
-thread_local! {
-    /// What [`super::wgmma::plan`] has to choose on this thread: `Some(None)` leaves everything to other kernels.
-    pub(super) static FORCED: Cell<Option<Option<Force>>> = const { Cell::new(None) };
-    /// How many plans there were: a test must not pass by other kernels.
-    static REACHED: Cell<usize> = const { Cell::new(0) };
-}
-
-/// Counts a plan.
-pub(super) fn reached() {
-    REACHED.set(REACHED.get() + 1);
-}
-
-/// Runs `f`, in which wgmma has to be taken at least `times`.
+/// Runs `f`, in which wgmma has to be selected at least `times`.
 pub(super) fn forced<T>(force: Force, times: usize, f: impl FnOnce() -> Result<T>) -> Result<T> {
-    FORCED.set(Some(Some(force)));
-    REACHED.set(0);
-    let out = f();
-    FORCED.set(None);
-    assert!(out.is_err() || REACHED.get() >= times, "{force:?}: wgmma was taken {} times", REACHED.get());
+    let (out, taken) = count_selected(ON_WGMMA, || with_forced(force, f));
+    assert!(out.is_err() || taken >= times, "{force:?}: wgmma was selected {taken} times");
     out
 }
 
-/// Runs `f`, in which the rule has to take wgmma `times`.
+/// Runs `f`, in which the model has to select wgmma `times`.
 pub(super) fn unforced<T>(times: usize, f: impl FnOnce() -> Result<T>) -> Result<T> {
-    REACHED.set(0);
-    let out = f();
-    assert!(out.is_err() || REACHED.get() == times, "wgmma was taken {} times", REACHED.get());
+    let (out, taken) = count_selected(ON_WGMMA, f);
+    assert!(out.is_err() || taken == times, "wgmma was selected {taken} times");
     out
 }
 
@@ -69,7 +50,7 @@ fn the_rule_takes_it_for_bf16() -> Result<()> {
     let image = on(&[4, 64, 24, 24], 1)?.to_layout(Layout::ChannelsLast)?;
     let cases: [(Box<dyn Op>, [Array; 2], usize); 3] = [
         (Box::new(MatMul::default()), [on(&[520, 256], 1)?, on(&[256, 264], 2)?], 1),
-        (Box::new(Conv2d(Conv2dOptions::new().padding(1))), [image.clone(), on(&[64, 64, 3, 3], 2)?], 2),
+        (Box::new(Conv2d(Conv2dOptions::new().padding(1))), [image.clone(), on(&[64, 64, 3, 3], 2)?], 1),
         (Box::new(Conv2d(Conv2dOptions::new().stride(2).padding(1))), [image, on(&[128, 64, 3, 3], 2)?], 1),
     ];
     for (op, [x, w], times) in cases {
@@ -77,14 +58,9 @@ fn the_rule_takes_it_for_bf16() -> Result<()> {
             let mut saved = Saved::new(&[&x, &w], vec![false; 2]);
             op.forward(&[&x, &w], &mut saved).map(|mut y| y.remove(0))
         };
-        REACHED.set(0);
-        let y = run()?;
-        assert_eq!(REACHED.get(), times, "{op:?}");
+        let y = unforced(times, run)?;
         assert_eq!(y.to_f64_vec()?, run()?.to_f64_vec()?, "{op:?}");
-        FORCED.set(Some(None));
-        let slow = run();
-        FORCED.set(None);
-        assert_eq!(REACHED.get(), 2 * times, "{op:?}: forced off, it was taken");
+        let slow = unforced(0, || with_forced(Force::without_wgmma(), run));
         assert!(difference(&y, &slow?)?.relative < BRAIN.2, "{op:?}");
     }
     Ok(())
@@ -93,9 +69,9 @@ fn the_rule_takes_it_for_bf16() -> Result<()> {
 #[test]
 fn products_agree_in_every_tile() -> Result<()> {
     let Some(gpu) = gpu((9, 0)) else { return Ok(()) };
-    for (i, tile) in Tile::PRODUCT.iter().copied().enumerate() {
-        let force = |parts| Force { tile: i, parts, halo: false };
-        let (rows, columns) = (tile.height(), tile.columns());
+    for (i, tile) in WgmmaTile::GEMM.iter().copied().enumerate() {
+        let force = |parts| Force::wgmma(i, parts, false);
+        let (rows, columns) = (tile.cluster_rows(), tile.columns());
         // One product and its gradients have three of the four pairs of majors.
         let (ta, tb) = (i % 2 == 1, i == 0);
         for (shape, parts) in [([rows + 8, columns + 8, 72], 1), ([8, 2 * columns - 8, 8], 1), ([rows - 8, 16, 648], 3)] {
@@ -111,7 +87,7 @@ fn products_agree_in_every_tile() -> Result<()> {
     }
     // A batch whose sides are stretched in turn, so that some axes are summed in the gradients; a bias.
     for tile in [2, 3] {
-        let force = |parts| Force { tile, parts, halo: false };
+        let force = |parts| Force::wgmma(tile, parts, false);
         let x = vec![random(&[2, 1, 8, 16], 1)?, random(&[3, 16, 24], 2)?];
         agrees(HALF, force(1), 3, &MatMul::default(), &x, &gpu)?;
         let x = vec![random(&[72, 136], 1)?, random(&[80, 136], 2)?, random(&[80], 3)?];
@@ -133,9 +109,9 @@ fn products_agree_in_every_tile() -> Result<()> {
 #[test]
 fn pairs_of_blocks_agree_where_one_has_no_rows() -> Result<()> {
     let Some(gpu) = gpu((9, 0)) else { return Ok(()) };
-    for (i, tile) in Tile::PRODUCT.iter().copied().enumerate().filter(|(_, t)| t.cluster > 1) {
-        let (rows, columns) = (tile.height() + 8, tile.columns() + 8);
-        let force = |parts| Force { tile: i, parts, halo: false };
+    for (i, tile) in WgmmaTile::GEMM.iter().copied().enumerate().filter(|(_, t)| t.cluster > 1) {
+        let (rows, columns) = (tile.cluster_rows() + 8, tile.columns() + 8);
+        let force = |parts| Force::wgmma(i, parts, false);
         for (ta, tb) in [(false, false), (false, true), (true, false), (true, true)] {
             let (op, x) = matmul(ta, tb, [rows, columns, 200])?;
             agrees(BRAIN, force(1 + usize::from(tb)), 3, &op, &x, &gpu)?;
@@ -171,7 +147,7 @@ fn convolutions_agree_in_every_tile() -> Result<()> {
         let layout = if i % 2 == 0 { Layout::ChannelsLast } else { Layout::RowMajor };
         let mut inputs = vec![random(x, 1)?.to_layout(layout)?, random(w, 2)?];
         inputs.extend((i % 2 == 0).then(|| random(&w[..1], 3)).transpose()?);
-        let force = Force { tile: i, parts: 1 + i % 3, halo: false };
+        let force = Force::wgmma(i, 1 + i % 3, false);
         // A step along k has to be whole within a group; tf32 has none for the gradient of grouped images.
         let (group, times) = (if options.groups > 1 { w[0] / options.groups } else { 64 }, usize::from(options.groups > 1));
         agrees(BRAIN, force, 3 - usize::from(group % 64 > 0), &Conv2d(*options), &inputs, &gpu)?;
@@ -215,22 +191,23 @@ fn pairs_agree_in_every_tile() -> Result<()> {
             inputs.extend(bias.then(|| random(&w[..1], 9)).transpose()?);
         }
         let op = Conv2dPair::new(*options, bias);
-        agrees(BRAIN, Force { tile: 3 * i, parts: 1 + i % 3, halo: false }, 5, &op, &inputs, &gpu)?;
-        let at_once = REACHED.get();
+        let force = Force::wgmma(3 * i, 1 + i % 3, false);
+        let (agrees_in_five, at_once) = count_selected(ON_WGMMA, || agrees(BRAIN, force, 5, &op, &inputs, &gpu));
+        agrees_in_five?;
         // The check goes back twice, the second time onto a gradient that has arrived.
         assert_eq!(at_once, 5, "{op:?}: {at_once} plans for five passes");
         if i == 0 {
-            agrees(TF32, Force { tile: 1, parts: 1, halo: false }, 1, &op, &inputs, &gpu)?;
+            agrees(TF32, Force::wgmma(1, 1, false), 1, &op, &inputs, &gpu)?;
         }
     }
     // Where the larger one has a halo, both run alone; their gradients of x are rounded before they are added.
     let apart = Math(DType::BF16, Precision::F32, 5e-3);
     let inputs = [random(&[2, 40, 7, 7], 1)?, random(&[16, 40, 3, 3], 2)?, random(&[16, 40, 1, 1], 3)?];
-    agrees(apart, Force { tile: 2, parts: 1, halo: true }, 3, &Conv2dPair::new(entry(1), [false; 2]), &inputs, &gpu)?;
+    agrees(apart, Force::wgmma(2, 1, true), 3, &Conv2dPair::new(entry(1), [false; 2]), &inputs, &gpu)?;
     // So they do for dx where the strides are not alike.
     let op = Conv2dPair::new([o(), o().stride(2)], [false; 2]);
     let inputs = [random(&[2, 40, 7, 7], 1)?, random(&[16, 40, 1, 1], 2)?, random(&[24, 40, 1, 1], 3)?];
-    agrees(apart, Force { tile: 3, parts: 2, halo: false }, 4, &op, &inputs, &gpu)
+    agrees(apart, Force::wgmma(3, 2, false), 4, &op, &inputs, &gpu)
 }
 
 /// Tiles of several rows, of several images, of a part of an image; ragged in all of them.
@@ -247,21 +224,21 @@ fn halos_agree_in_every_tile() -> Result<()> {
         ([17, 136, 3, 3], 72),
         ([2, 8, 23, 24], 8),
     ];
-    for (i, (x, o)) in geometries.iter().cycle().enumerate().take(Tile::HALO.len()) {
+    for (i, (x, o)) in geometries.iter().cycle().enumerate().take(WgmmaTile::HALO.len()) {
         let layout = if i % 2 == 0 { Layout::RowMajor } else { Layout::ChannelsLast };
         let mut inputs = vec![random(x, 1)?.to_layout(layout)?, random(&[*o, x[1], 3, 3], 2)?];
         inputs.extend((i % 2 == 0).then(|| random(&[*o], 3)).transpose()?);
         let op = Conv2d(Conv2dOptions::new().padding(1));
         // Rows of 130 pixels are too long for the gradient of the filters.
         let times = if i == 3 { 2 } else { 3 };
-        let force = Force { tile: i, parts: 1 + i % 3, halo: true };
+        let force = Force::wgmma(i, 1 + i % 3, true);
         agrees(BRAIN, force, times, &op, &inputs, &gpu)?;
         agrees(TF32, force, times, &op, &inputs, &gpu)?;
     }
     // Channels that are multiples of 4 only.
     let inputs = [random(&[2, 44, 7, 7], 1)?, random(&[20, 44, 3, 3], 2)?.to_layout(Layout::ChannelsLast)?];
     let op = Conv2d(Conv2dOptions::new().padding(1));
-    agrees(TF32, Force { tile: 2, parts: 1, halo: true }, 3, &op, &inputs, &gpu)
+    agrees(TF32, Force::wgmma(2, 1, true), 3, &op, &inputs, &gpu)
 }
 
 /// dx and dw of a convolution.
@@ -290,11 +267,8 @@ fn gradients_in_tf32_are_near_f64() -> Result<()> {
         let errors = |own: [Array; 2]| -> Result<[f64; 2]> {
             Ok([difference(&own[0], &exact[0])?.relative, difference(&own[1], &exact[1])?.relative])
         };
-        let [dx, dw] = errors(forced(Force { tile: 1, parts: 2, halo }, 3, run)?)?;
-        FORCED.set(Some(None));
-        let other = run();
-        FORCED.set(None);
-        let other = errors(other?)?;
+        let [dx, dw] = errors(forced(Force::wgmma(1, 2, halo), 3, run)?)?;
+        let other = errors(with_forced(Force::without_wgmma(), run)?)?;
         println!("stride {stride}, halo {halo}: dx {dx:.1e}, dw {dw:.1e}; by mma.sync {:.1e}, {:.1e}", other[0], other[1]);
         assert!(dx < 5e-4 && dw < 1e-5 && other[1] > 1e-4, "stride {stride}, halo {halo}: {dx:e}, {dw:e}; {other:?}");
     }

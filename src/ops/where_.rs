@@ -109,6 +109,7 @@ impl Tensor {
     ///
     /// # Errors
     /// When the shapes do not broadcast, the dtypes of a and b differ, or devices differ.
+    #[doc(alias = "where")]
     pub fn where_(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
         apply1(Where, &[self, a, b])
     }

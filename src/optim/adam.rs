@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     Array, Error, Result,
-    cpu::parallel,
+    cpu::parallel::{self, Each},
     cuda::{Launch, capture},
     dtype::{Real, real_type},
     nn::Parameter,
@@ -254,7 +254,7 @@ impl Rule {
         }
         const CHUNK: usize = 16 << 10;
         let chunks = w.par_chunks_mut(CHUNK).zip(m.par_chunks_mut(CHUNK)).zip(v.par_chunks_mut(CHUNK)).zip(g.par_chunks(CHUNK));
-        chunks.for_each(|(((w, m), v), g)| run(w, m, v, g));
+        chunks.each(|(((w, m), v), g)| run(w, m, v, g));
     }
 
     fn launch(&self, w: &mut Array, master: Option<&mut Array>, grad: &Array, [m, v]: [&mut Array; 2]) -> Result<()> {

@@ -42,6 +42,7 @@ pub fn clip_global_norm(arrays: &mut [Array], max_norm: f64) -> Result<Array> {
 ///
 /// # Errors
 /// [`Error::Autograd`] for a tensor without `attach_grad`, else as [`clip_global_norm`].
+#[doc(alias = "clip_grad_norm_")]
 pub fn clip_grad_norm(params: &[Tensor], max_norm: f64) -> Result<Tensor> {
     let params = Tensor::distinct(params);
     let grads = params.iter().map(|p| p.grad().map(|g| g.array())).collect::<Result<Vec<_>>>()?;

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     Array, Context, DType, Error, Layout, Result,
+    cpu::parallel::Each,
     cuda::capture,
     dtype::{Real, real_type},
     nn::Parameter,
@@ -198,7 +199,7 @@ impl Rule {
     fn apply<F: Real>(&self, w: &mut [F], g: &[F], m: &mut [F]) -> Result<()> {
         let (rate, mu) = (F::from_f64(self.rate(w, g)?), F::from_f64(self.momentum));
         const CHUNK: usize = 16 << 10;
-        w.par_chunks_mut(CHUNK).zip(m.par_chunks_mut(CHUNK)).zip(g.par_chunks(CHUNK)).for_each(|((w, m), g)| {
+        w.par_chunks_mut(CHUNK).zip(m.par_chunks_mut(CHUNK)).zip(g.par_chunks(CHUNK)).each(|((w, m), g)| {
             for ((w, m), &g) in w.iter_mut().zip(m).zip(g) {
                 *m = mu * *m + rate * self.prepare.apply(g, *w);
                 *w = *w - *m;

@@ -21,6 +21,7 @@ const TOGETHER: usize = 160;
 ///
 /// All of it happens on the device, where the host does not wait: also in a captured graph.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[doc(alias("GradScaler", "autocast"))]
 pub struct LossScale {
     initial: f64,
     growth: f64,

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     Array, Result,
-    cpu::parallel,
+    cpu::parallel::{self, Each},
     cuda::{Launch, capture},
     dtype::{Real, real_type},
     nn::Parameter,
@@ -244,7 +244,7 @@ impl Rule {
             return run(((w, m), g));
         }
         const CHUNK: usize = 16 << 10;
-        w.par_chunks_mut(CHUNK).zip(m.par_chunks_mut(CHUNK)).zip(g.par_chunks(CHUNK)).for_each(run);
+        w.par_chunks_mut(CHUNK).zip(m.par_chunks_mut(CHUNK)).zip(g.par_chunks(CHUNK)).each(run);
     }
 
     fn launch(&self, w: &mut Array, master: Option<&mut Array>, grad: &Array, momentum: Option<&mut Array>) -> Result<()> {

@@ -223,7 +223,7 @@ fn mistakes_are_named() {
         let message = t(x).conv2d(&t(w), None, o).unwrap_err().to_string();
         assert!(message.contains(what), "{message:?} does not say {what:?}");
     };
-    let channels = "conv2d: expects weight (8, 64, 3, 3) for input (2, 32, 6, 6): input has 32 channels, weight takes 64";
+    let channels = "conv2d: the input has 32 channels, the weight takes 64 (shapes (2, 32, 6, 6), (8, 64, 3, 3)";
     says(&[2, 32, 6, 6], &[8, 64, 3, 3], o(), channels);
     says(&[2, 4, 6, 6], &[8, 4, 3, 3], o().groups(2), "2 channels in each of 2 groups");
     says(&[2, 3, 6, 6], &[8, 1, 3, 3], o().groups(2), "2 groups do not divide 3 input channels and 8 output");

@@ -161,7 +161,7 @@ fn mistakes_are_named() {
     says(t(&[]).matmul(&t(&[2])), "scalar");
     says(t(&[2, 3, 4]).dot(&t(&[4])), "dot");
     says(t(&[1 << 31, 0]).matmul(&t(&[0, 1 << 40])), "too many elements");
-    says(t(&[2, 3]).dense(&t(&[5, 4]), None), "input has 3 columns, weight takes 4");
+    says(t(&[2, 3]).dense(&t(&[5, 4]), None), "the input has 3 columns, the weight takes 4");
     says(t(&[2, 3]).dense(&t(&[5, 3]), Some(&t(&[4]))), "bias needs 5");
     says(t(&[]).dense(&t(&[5, 3]), None), "at least 1 dimension");
     says(t(&[2, 3]).dense(&t(&[3]), None), "(units, inputs)");

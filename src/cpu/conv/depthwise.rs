@@ -1,6 +1,7 @@
 //! Depthwise convolution: each output channel reads one input channel, so there is no product to speak of; the loops run along rows.
 
-use super::ConvShape;
+use super::ConvProblem;
+use crate::cpu::parallel::Each;
 use crate::{Result, cpu::memory};
 use rayon::prelude::*;
 
@@ -13,7 +14,7 @@ fn inside(tap: usize, pad: usize, stride: usize, size: usize, out: usize) -> std
 /// Calls `f(tap, y range, x range)` for every tap and output row: the flat ranges of the output row's part that lies inside, and of the input row from the first
 /// element that it reads (every `stride`-th from there).
 #[inline(always)]
-fn for_each_row(s: &ConvShape, mut f: impl FnMut(usize, std::ops::Range<usize>, std::ops::Range<usize>)) {
+fn for_each_row(s: &ConvProblem, mut f: impl FnMut(usize, std::ops::Range<usize>, std::ops::Range<usize>)) {
     let (oh, ow) = (s.out_h(), s.out_w());
     for i in 0..s.kernel[0] {
         let di = i * s.dilation[0];
@@ -32,9 +33,9 @@ fn for_each_row(s: &ConvShape, mut f: impl FnMut(usize, std::ops::Range<usize>, 
     }
 }
 
-pub fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32], s: &ConvShape) {
+pub fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32], s: &ConvProblem) {
     let (plane, p, taps, per) = (s.h * s.w, s.out_h() * s.out_w(), s.kernel[0] * s.kernel[1], s.o / s.c);
-    y.par_chunks_mut(per * p).enumerate().for_each(|(i, y)| {
+    y.par_chunks_mut(per * p).enumerate().each(|(i, y)| {
         let x = &x[i * plane..][..plane];
         for (q, y) in y.chunks_exact_mut(p).enumerate() {
             let o = i % s.c * per + q;
@@ -53,9 +54,9 @@ pub fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32], s: &Co
     });
 }
 
-pub fn backward_data(dy: &[f32], w: &[f32], dx: &mut [f32], s: &ConvShape) {
+pub fn backward_data(dy: &[f32], w: &[f32], dx: &mut [f32], s: &ConvProblem) {
     let (plane, p, taps, per) = (s.h * s.w, s.out_h() * s.out_w(), s.kernel[0] * s.kernel[1], s.o / s.c);
-    dx.par_chunks_mut(plane).enumerate().for_each(|(i, dx)| {
+    dx.par_chunks_mut(plane).enumerate().each(|(i, dx)| {
         dx.fill(0.0);
         for (q, dy) in dy[i * per * p..][..per * p].chunks_exact(p).enumerate() {
             let w = &w[(i % s.c * per + q) * taps..][..taps];
@@ -72,10 +73,10 @@ pub fn backward_data(dy: &[f32], w: &[f32], dx: &mut [f32], s: &ConvShape) {
     });
 }
 
-pub fn backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvShape) -> Result<()> {
+pub fn backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvProblem) -> Result<()> {
     let (plane, p, taps, per) = (s.h * s.w, s.out_h() * s.out_w(), s.kernel[0] * s.kernel[1], s.o / s.c);
     // Each filter belongs to one task, which goes through the images in order.
-    dw.par_chunks_mut(taps).enumerate().try_for_each(|(o, dw)| {
+    dw.par_chunks_mut(taps).enumerate().try_each(|(o, dw)| {
         let mut sums = memory::filled(taps, 0.0f64)?;
         for n in 0..s.n {
             let x = &x[(n * s.c + o / per) * plane..][..plane];

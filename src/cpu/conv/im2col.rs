@@ -3,10 +3,11 @@
 //! A chunk of a few images is unrolled into a matrix `col` of (c / groups * kh * kw) rows and (images * output pixels) columns that stays in the cache, and one
 //! product per group does the arithmetic. Chunks depend on the shape only, so results do not depend on the number of threads.
 
-use super::ConvShape;
+use super::ConvProblem;
 use crate::Result;
 use crate::cpu::buffers::Buffer;
 use crate::cpu::gemm::{Mat, MatMut, Threads, gemm};
+use crate::cpu::parallel::Each;
 use rayon::prelude::*;
 
 /// Enough columns for the product to run at full speed.
@@ -31,7 +32,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(s: &ConvShape) -> Self {
+    fn new(s: &ConvProblem) -> Self {
         let p = s.out_h() * s.out_w();
         let cg = s.c / s.groups;
         let k = cg * s.kernel[0] * s.kernel[1];
@@ -60,12 +61,12 @@ fn span(tap: usize, pad: usize, stride: usize, size: usize, out: usize) -> Span 
 }
 
 /// Unrolls the channels `x` (cg, h, w) of one image into the columns `at..at + p` of `col`, whose rows are `ld` long.
-fn unroll(x: &[f32], s: &ConvShape, col: &mut [f32], ld: usize, at: usize) {
+fn unroll(x: &[f32], s: &ConvProblem, col: &mut [f32], ld: usize, at: usize) {
     crate::cpu::simd::vectorized(|| unroll_rows(x, s, col, ld, at))
 }
 
 #[inline(always)]
-fn unroll_rows(x: &[f32], s: &ConvShape, col: &mut [f32], ld: usize, at: usize) {
+fn unroll_rows(x: &[f32], s: &ConvProblem, col: &mut [f32], ld: usize, at: usize) {
     let (oh, ow) = (s.out_h(), s.out_w());
     let taps = s.kernel[0] * s.kernel[1];
     for (row, line) in col.chunks_mut(ld).enumerate() {
@@ -146,12 +147,12 @@ fn copy_long(from: &[f32], to: &mut [f32], rows: Rows, step: usize) {
 }
 
 /// The adjoint of [`unroll`]: adds the columns to the channels `dx` of one image.
-fn roll_add(col: &[f32], ld: usize, at: usize, s: &ConvShape, dx: &mut [f32]) {
+fn roll_add(col: &[f32], ld: usize, at: usize, s: &ConvProblem, dx: &mut [f32]) {
     crate::cpu::simd::vectorized(|| roll_add_rows(col, ld, at, s, dx))
 }
 
 #[inline(always)]
-fn roll_add_rows(col: &[f32], ld: usize, at: usize, s: &ConvShape, dx: &mut [f32]) {
+fn roll_add_rows(col: &[f32], ld: usize, at: usize, s: &ConvProblem, dx: &mut [f32]) {
     let (oh, ow) = (s.out_h(), s.out_w());
     let taps = s.kernel[0] * s.kernel[1];
     for (row, line) in col.chunks(ld).enumerate() {
@@ -211,12 +212,12 @@ fn inner_threads(chunks: usize) -> Threads {
     if chunks == 1 { Threads::Pool } else { Threads::One }
 }
 
-pub fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32], s: &ConvShape) -> Result<()> {
+pub fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32], s: &ConvProblem) -> Result<()> {
     let plan = Plan::new(s);
     let Plan { p, k, cg, og, images, pointwise } = plan;
     let image_len = s.c * s.h * s.w;
     let threads = inner_threads(s.n.div_ceil(images));
-    y.par_chunks_mut(images * s.o * p).enumerate().try_for_each(|(chunk, y)| {
+    y.par_chunks_mut(images * s.o * p).enumerate().try_each(|(chunk, y)| {
         let count = y.len() / (s.o * p);
         let x = &x[chunk * images * image_len..][..count * image_len];
         let ld = count * p;
@@ -276,12 +277,12 @@ fn gather_dy(dy: &[f32], out: &mut [f32], o_all: usize, first: usize, p: usize, 
     }
 }
 
-pub fn backward_data(dy: &[f32], w: &[f32], dx: &mut [f32], s: &ConvShape) -> Result<()> {
+pub fn backward_data(dy: &[f32], w: &[f32], dx: &mut [f32], s: &ConvProblem) -> Result<()> {
     let plan = Plan::new(s);
     let Plan { p, k, cg, og, images, pointwise } = plan;
     let image_len = s.c * s.h * s.w;
     let threads = inner_threads(s.n.div_ceil(images));
-    dx.par_chunks_mut(images * image_len).enumerate().try_for_each(|(chunk, dx)| {
+    dx.par_chunks_mut(images * image_len).enumerate().try_each(|(chunk, dx)| {
         let count = dx.len() / image_len;
         let dy = &dy[chunk * images * s.o * p..][..count * s.o * p];
         let ld = count * p;
@@ -325,7 +326,7 @@ const PARTS: usize = 8;
 /// Elements of all partial sums together (32 MiB); large weights get fewer parts.
 const PARTS_LEN: usize = 1 << 23;
 
-pub fn backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvShape) -> Result<()> {
+pub fn backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvProblem) -> Result<()> {
     let plan = Plan::new(s);
     let Plan { p, k, cg, og, images, .. } = plan;
     let image_len = s.c * s.h * s.w;
@@ -337,7 +338,7 @@ pub fn backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvShape) -> 
     let w_len = dw.len();
     // The product repacks the operand along the contiguous side of its result, so that should be the smaller one: sums are kept as (k, og) per group.
     let mut sums = Buffer::<f32>::stale(parts * w_len)?;
-    sums.par_chunks_mut(w_len).enumerate().try_for_each(|(part, sum)| -> Result<()> {
+    sums.par_chunks_mut(w_len).enumerate().try_each(|(part, sum)| -> Result<()> {
         let mut col = Buffer::<f32>::stale(k * images * p)?;
         let mut rows = Buffer::<f32>::stale(if images == 1 { 0 } else { og * images * p })?;
         for chunk in part * chunks_per_part..((part + 1) * chunks_per_part).min(chunks) {
@@ -365,7 +366,7 @@ pub fn backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvShape) -> 
     })?;
     let (total, others) = sums.split_at_mut(w_len);
     const PIECE: usize = 1 << 12;
-    total.par_chunks_mut(PIECE).enumerate().for_each(|(piece, total)| {
+    total.par_chunks_mut(PIECE).enumerate().each(|(piece, total)| {
         for other in others.chunks_exact(w_len) {
             total.iter_mut().zip(&other[piece * PIECE..]).for_each(|(t, v)| *t += v);
         }
@@ -373,8 +374,8 @@ pub fn backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvShape) -> 
     // Back to (og, k), eight filters at a time so that each line of the sums is used whole.
     const FILTERS: usize = 8;
     let total = &*total;
-    dw.par_chunks_mut(og * k).zip(total.par_chunks(og * k)).for_each(|(dw, total)| {
-        dw.par_chunks_mut(FILTERS * k).enumerate().for_each(|(block, dw)| {
+    dw.par_chunks_mut(og * k).zip(total.par_chunks(og * k)).each(|(dw, total)| {
+        dw.par_chunks_mut(FILTERS * k).enumerate().each(|(block, dw)| {
             for (j, line) in total.chunks_exact(og).enumerate() {
                 for (o, dw) in dw.chunks_exact_mut(k).enumerate() {
                     dw[j] = line[block * FILTERS + o];

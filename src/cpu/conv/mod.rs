@@ -11,26 +11,13 @@ mod tiles;
 mod winograd;
 mod winograd_grad;
 
+use crate::cpu::parallel::Each;
 use crate::{Result, cpu::memory};
 use rayon::prelude::*;
 
-/// The attributes of a convolution: x is (n, c, h, w), the weights (o, c / groups, kh, kw), y (n, o, out_h, out_w).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ConvShape {
-    pub n: usize,
-    pub c: usize,
-    pub h: usize,
-    pub w: usize,
-    pub o: usize,
-    pub kernel: [usize; 2],
-    pub stride: [usize; 2],
-    /// Top, left, bottom, right.
-    pub padding: [usize; 4],
-    pub dilation: [usize; 2],
-    pub groups: usize,
-}
+pub use crate::conv::problem::ConvProblem;
 
-impl ConvShape {
+impl ConvProblem {
     /// Whether the attributes describe a convolution at all; the message says what is wrong.
     pub fn validate(&self) -> std::result::Result<(), String> {
         let Self { c, o, groups, kernel, stride, dilation, padding, h, w, .. } = *self;
@@ -50,33 +37,6 @@ impl ConvShape {
             }
         }
         Ok(())
-    }
-
-    pub fn out_h(&self) -> usize {
-        (self.h + self.padding[0] + self.padding[2] - self.dilation[0] * (self.kernel[0] - 1) - 1) / self.stride[0] + 1
-    }
-
-    pub fn out_w(&self) -> usize {
-        (self.w + self.padding[1] + self.padding[3] - self.dilation[1] * (self.kernel[1] - 1) - 1) / self.stride[1] + 1
-    }
-
-    pub fn x_len(&self) -> usize {
-        self.n * self.c * self.h * self.w
-    }
-
-    pub fn w_len(&self) -> usize {
-        self.o * (self.c / self.groups) * self.kernel[0] * self.kernel[1]
-    }
-
-    /// Elements of one image's patches in a group, unrolled.
-    pub fn patches(&self) -> usize {
-        [self.kernel[0], self.kernel[1], self.out_h(), self.out_w()]
-            .iter()
-            .fold(self.c / self.groups, |n, &e| n.saturating_mul(e))
-    }
-
-    pub fn y_len(&self) -> usize {
-        self.n * self.o * self.out_h() * self.out_w()
     }
 
     fn check(&self, x: &[f32], w: &[f32], y: &[f32]) {
@@ -108,7 +68,7 @@ impl ConvShape {
 }
 
 /// y = conv(x, w) + bias.
-pub fn conv2d_forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32], s: &ConvShape) -> Result<()> {
+pub fn conv2d_forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32], s: &ConvProblem) -> Result<()> {
     s.check(x, w, y);
     assert!(bias.is_none_or(|b| b.len() == s.o), "conv2d: the bias needs one value per output channel");
     if y.is_empty() {
@@ -125,7 +85,7 @@ pub fn conv2d_forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32],
 }
 
 /// dx = the gradient with respect to x (overwritten).
-pub fn conv2d_backward_data(dy: &[f32], w: &[f32], dx: &mut [f32], s: &ConvShape) -> Result<()> {
+pub fn conv2d_backward_data(dy: &[f32], w: &[f32], dx: &mut [f32], s: &ConvProblem) -> Result<()> {
     s.check(dx, w, dy);
     if dx.is_empty() {
         return Ok(());
@@ -141,7 +101,7 @@ pub fn conv2d_backward_data(dy: &[f32], w: &[f32], dx: &mut [f32], s: &ConvShape
 }
 
 /// dw = the gradient with respect to the weights (overwritten).
-pub fn conv2d_backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvShape) -> Result<()> {
+pub fn conv2d_backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvProblem) -> Result<()> {
     s.check(x, dw, dy);
     if dy.is_empty() {
         dw.fill(0.0);
@@ -170,7 +130,7 @@ pub fn conv2d_backward_bias(dy: &[f32], db: &mut [f32], n: usize, pixels: usize)
     // One row of sums per fixed part, added up in order.
     let part_len = BIAS_PART * o * pixels;
     let mut sums = memory::filled(dy.len().div_ceil(part_len) * o, 0.0f64)?;
-    sums.par_chunks_mut(o).zip(dy.par_chunks(part_len)).for_each(|(sums, part)| {
+    sums.par_chunks_mut(o).zip(dy.par_chunks(part_len)).each(|(sums, part)| {
         for image in part.chunks_exact(o * pixels) {
             for (sum, plane) in sums.iter_mut().zip(image.chunks_exact(pixels)) {
                 *sum += crate::cpu::elementwise::sum(plane) as f64;

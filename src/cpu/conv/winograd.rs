@@ -1,16 +1,17 @@
 //! 3x3 convolutions of stride 1 by tiles: forward, and the gradient of the input, which is the same with the kernels rotated and transposed.
 
-use super::ConvShape;
+use super::ConvProblem;
 use super::bilinear::{Bilinear, F2, Row3};
 use super::tiles::{Filters, Grid, Place, filter_transform, input_transform, output_transform, xi_stride};
 use crate::Result;
 use crate::cpu::buffers::Buffer;
 use crate::cpu::gemm::{Mat, MatMut, Threads, gemm};
 use crate::cpu::memory;
+use crate::cpu::parallel::Each;
 use rayon::prelude::*;
 
 /// The shape of the correlation behind the forward direction.
-pub(super) fn forward_grid(s: &ConvShape) -> Grid {
+pub(super) fn forward_grid(s: &ConvProblem) -> Grid {
     let [top, left, ..] = s.padding;
     Grid {
         n: s.n,
@@ -30,16 +31,16 @@ pub(super) fn forward_grid(s: &ConvShape) -> Grid {
 }
 
 /// Planes of 3x3 with a border of one are a tile of their own.
-pub(super) fn is_row3(s: &ConvShape) -> bool {
+pub(super) fn is_row3(s: &ConvProblem) -> bool {
     (s.h, s.w, s.padding) == (3, 3, [1; 4])
 }
 
-pub fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32], s: &ConvShape) -> Result<()> {
+pub fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32], s: &ConvProblem) -> Result<()> {
     let f = Filters { w, rows: s.c, lanes: s.o, row_step: 9, lane_step: 9 * s.c, flip: false };
     run(x, f, bias, y, forward_grid(s), is_row3(s))
 }
 
-pub fn backward_data(dy: &[f32], w: &[f32], dx: &mut [f32], s: &ConvShape) -> Result<()> {
+pub fn backward_data(dy: &[f32], w: &[f32], dx: &mut [f32], s: &ConvProblem) -> Result<()> {
     let f = Filters { w, rows: s.o, lanes: s.c, row_step: 9 * s.c, lane_step: 9, flip: true };
     let [top, left, ..] = s.padding;
     let g = Grid {
@@ -92,7 +93,7 @@ fn transform_filters<A: Bilinear<IN, MUL, OUT>, const IN: usize, const MUL: usiz
             task.push(rows);
         }
     }
-    tasks.par_iter_mut().enumerate().for_each(|(i, u)| filter_transform::<A, IN, MUL, OUT>(f, i * ROWS, u));
+    tasks.par_iter_mut().enumerate().each(|(i, u)| filter_transform::<A, IN, MUL, OUT>(f, i * ROWS, u));
 }
 
 fn correlate<A: Bilinear<IN, MUL, OUT>, const IN: usize, const MUL: usize, const OUT: usize>(
@@ -110,7 +111,7 @@ fn correlate<A: Bilinear<IN, MUL, OUT>, const IN: usize, const MUL: usize, const
     let (x_len, y_len) = (g.c * g.h * g.w, g.o * g.out_h * g.out_w);
     let (v_stride, m_stride) = (xi_stride(g.tiles(), cp), xi_stride(g.tiles(), op));
     let alone = g.n <= g.images;
-    y.par_chunks_mut(g.images * y_len).enumerate().try_for_each(|(group, y)| {
+    y.par_chunks_mut(g.images * y_len).enumerate().try_each(|(group, y)| {
         let x = &x[group * g.images * x_len..];
         let count = y.len() / y_len;
         let mut v = Buffer::<f32>::stale(products * v_stride)?;
@@ -129,7 +130,7 @@ fn correlate<A: Bilinear<IN, MUL, OUT>, const IN: usize, const MUL: usize, const
             };
             // With a single group the products are what can be shared out.
             if alone {
-                m.par_chunks_exact_mut(m_stride).enumerate().for_each(|(xi, m)| product(xi, m));
+                m.par_chunks_exact_mut(m_stride).enumerate().each(|(xi, m)| product(xi, m));
             } else {
                 m.chunks_exact_mut(m_stride).enumerate().for_each(|(xi, m)| product(xi, m));
             }

@@ -1,6 +1,6 @@
 //! The gradient of the kernels of 3x3 convolutions of stride 1, by tiles: dW = filter_adjoint(sum over tiles of output_adjoint(dy)^T input(x)).
 
-use super::ConvShape;
+use super::ConvProblem;
 use super::bilinear::{Bilinear, F2, Row3};
 use super::lanes::LANES;
 use super::tiles::{Grid, Place, filter_adjoint, input_transform, output_adjoint, xi_stride};
@@ -9,6 +9,7 @@ use crate::Result;
 use crate::cpu::buffers::Buffer;
 use crate::cpu::gemm::{Mat, MatMut, Threads, gemm};
 use crate::cpu::memory;
+use crate::cpu::parallel::Each;
 use rayon::prelude::*;
 
 /// Elements of transformed data per round (16 MiB): the rounds alternate between transforming and multiplying, so this should stay within the last cache.
@@ -20,7 +21,7 @@ const OWN: usize = 1 << 21;
 /// Copies of the products, each summing over a fixed part of the pieces.
 const PARTS: usize = 8;
 
-pub fn backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvShape) -> Result<()> {
+pub fn backward_weight(x: &[f32], dy: &[f32], dw: &mut [f32], s: &ConvProblem) -> Result<()> {
     let g = forward_grid(s);
     if is_row3(s) {
         gradient::<Row3, 3, 5, 3>(x, dy, dw, Grid { top: 0, left: 0, ..g })
@@ -112,7 +113,7 @@ fn gradient<A: Bilinear<IN, MUL, OUT>, const IN: usize, const MUL: usize, const 
     }
     let (m, others) = m.split_at_mut(m_len);
     if !others.is_empty() {
-        m.par_chunks_mut(m_stride).enumerate().for_each(|(xi, m)| {
+        m.par_chunks_mut(m_stride).enumerate().each(|(xi, m)| {
             for other in others.chunks_exact(m_len) {
                 m[..g.o * cp].iter_mut().zip(&other[xi * m_stride..]).for_each(|(m, o)| *m += o);
             }
@@ -122,7 +123,7 @@ fn gradient<A: Bilinear<IN, MUL, OUT>, const IN: usize, const MUL: usize, const 
     let m = &*m;
     dw.par_chunks_mut(KERNELS * g.c * 9)
         .enumerate()
-        .for_each(|(i, dw)| filter_adjoint::<A, IN, MUL, OUT>(&g, m, m_stride, i * KERNELS, dw));
+        .each(|(i, dw)| filter_adjoint::<A, IN, MUL, OUT>(&g, m, m_stride, i * KERNELS, dw));
     Ok(())
 }
 
@@ -133,7 +134,7 @@ fn by_parts<A: Bilinear<IN, MUL, OUT>, const IN: usize, const MUL: usize, const 
     m: &mut [f32],
 ) -> Result<()> {
     let len = work.g.o * work.g.cp();
-    m.par_chunks_exact_mut(work.products * work.m_stride).enumerate().try_for_each(|(part, m)| {
+    m.par_chunks_exact_mut(work.products * work.m_stride).enumerate().try_each(|(part, m)| {
         let mut data = Buffer::<f32>::stale(work.piece_len())?;
         for piece in part * per_part..((part + 1) * per_part).min(work.pieces()) {
             work.transform::<A, IN, MUL, OUT>(piece, &mut data)?;
@@ -158,10 +159,10 @@ fn by_rounds<A: Bilinear<IN, MUL, OUT>, const IN: usize, const MUL: usize, const
         let data = &mut data[..in_round * piece_len];
         data.par_chunks_exact_mut(piece_len)
             .enumerate()
-            .try_for_each(|(i, data)| work.transform::<A, IN, MUL, OUT>(start + i, data))?;
+            .try_each(|(i, data)| work.transform::<A, IN, MUL, OUT>(start + i, data))?;
         let data = &*data;
-        m.par_chunks_exact_mut(work.m_stride).enumerate().for_each(|(xi, m)| {
-            m[..work.g.o * cp].par_chunks_mut(ROWS * cp).enumerate().for_each(|(block, m)| {
+        m.par_chunks_exact_mut(work.m_stride).enumerate().each(|(xi, m)| {
+            m[..work.g.o * cp].par_chunks_mut(ROWS * cp).enumerate().each(|(block, m)| {
                 for (i, data) in data.chunks_exact(piece_len).enumerate() {
                     work.multiply(start + i, data, xi, block * ROWS, m, start + i == 0);
                 }

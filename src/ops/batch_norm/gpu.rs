@@ -5,7 +5,7 @@ use crate::{
     Array, DType, Layout, Result,
     cpu::batch_norm::NormShape,
     cuda::Launch,
-    ops::moments::{Moments, Sums},
+    gemm::bn_stats::{BnPartials, ChannelSums},
 };
 
 /// The `Plane` of `kernels/batch_norm.cu`.
@@ -69,10 +69,10 @@ impl Plane {
         Array::uninit(&[numbers], wide(x.dtype()), Layout::RowMajor, &x.context())
     }
 
-    /// The moments of chunks of x and how many chunks: those that a convolution has noted, or else those of this plane's.
+    /// The moments of chunks of x and how many chunks: a convolution's, or computed here.
     fn moments(&self, x: &Array, param: DType) -> Result<(Array, i64)> {
         if self.inner == 1
-            && let Some((noted, parts)) = Moments::of(x, self.channels as usize, self.count as usize)?
+            && let Some((noted, parts)) = BnPartials::of(x, self.channels as usize, self.count as usize)?
         {
             return Ok((noted, parts as i64));
         }
@@ -209,7 +209,7 @@ pub(super) fn backward(
             .run_packed(x.len(), x.dtype())?;
         if let Some((dmean, _)) = statistics {
             // The terms of dy and dσ² have no sum.
-            Sums::note(&dx, dmean)?;
+            ChannelSums::attach(&dx, dmean)?;
         }
         (all.dx, all.dr) = (Some(dx), dr);
     }

@@ -132,6 +132,7 @@ impl Tensor {
     /// assert_eq!(Tensor::new(x).global_avg_pool2d()?.to_vec()?, [1.5, 5.5]);
     /// # Ok::<(), hadal::Error>(())
     /// ```
+    #[doc(alias = "adaptive_avg_pool2d")]
     pub fn global_avg_pool2d(&self) -> Result<Tensor> {
         apply1(GlobalAvgPool2d, &[self])
     }

@@ -4,8 +4,8 @@ use crate::{
     Array, DType, Layout, Result,
     cuda::{Define, Dims, Launch},
     ops::{
+        bias_grad::{column_sums, plane_sums},
         broadcast::Walk,
-        product::{column_sums, plane_sums},
     },
 };
 

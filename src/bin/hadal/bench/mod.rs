@@ -87,7 +87,12 @@ pub fn run(args: &[String]) -> Result<()> {
                 println!("{HELP}");
                 return Ok(());
             }
-            other => return Err(Error::invalid("bench", format!("there is no option {other:?}; see hadal bench --help"))),
+            other if other.starts_with('-') => {
+                return Err(Error::invalid("bench", format!("there is no option {other:?}; see hadal bench --help")));
+            }
+            other => {
+                return Err(Error::invalid("bench", format!("{other:?} is none of ops, step, first; see hadal bench --help")));
+            }
         }
     }
     if o.batch == Some(0) {
