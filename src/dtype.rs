@@ -203,6 +203,8 @@ pub trait Real:
     const NEG_INFINITY: Self;
     /// eˣ
     fn exp(self) -> Self;
+    /// eˣ − 1, also near 0.
+    fn exp_m1(self) -> Self;
     /// ln x
     fn ln(self) -> Self;
     /// ln(1 + x)
@@ -232,6 +234,9 @@ macro_rules! real {
             #[inline(always)]
             fn exp(self) -> Self {
                 $exp(self)
+            }
+            fn exp_m1(self) -> Self {
+                <$t>::exp_m1(self)
             }
             fn ln(self) -> Self {
                 <$t>::ln(self)

@@ -209,6 +209,23 @@ pub(crate) fn zip<A: Copy + Sync, B: Copy + Sync, Y: Send>(y: &mut [Y], a: &[A],
     });
 }
 
+/// [`zip`], compiled as in [`map_vectorized`].
+pub(crate) fn zip_vectorized<A: Copy + Sync, B: Copy + Sync, Y: Send>(
+    y: &mut [Y],
+    a: &[A],
+    b: &[B],
+    f: impl Fn(A, B) -> Y + Sync,
+) {
+    chunks(y, |start, y| {
+        let n = y.len();
+        let (a, b) = (&a[start..start + n], &b[start..start + n]);
+        simd::vectorized(
+            #[inline(always)]
+            || y.iter_mut().zip(a).zip(b).for_each(|((y, &a), &b)| *y = f(a, b)),
+        );
+    });
+}
+
 /// `f(&mut y[i], x[i])`.
 pub(crate) fn zip_assign<X: Copy + Sync, Y: Send>(y: &mut [Y], x: &[X], f: impl Fn(&mut Y, X) + Sync) {
     chunks(y, |start, y| y.iter_mut().zip(&x[start..]).for_each(|(y, &x)| f(y, x)));

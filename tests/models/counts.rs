@@ -112,8 +112,8 @@ fn the_books_densenet() -> Result<()> {
 }
 
 #[test]
-fn the_readmes_table_is_that_of_the_models() -> Result<()> {
-    let readme = include_str!("../../README.md");
+fn the_guides_table_is_that_of_the_models() -> Result<()> {
+    let guide = include_str!("../../docs/guide/models.md");
     let mut rows = String::new();
     for card in models::CARDS {
         let input = card.input.iter().map(usize::to_string).collect::<Vec<_>>().join("x");
@@ -121,6 +121,6 @@ fn the_readmes_table_is_that_of_the_models() -> Result<()> {
         let grouped = digits.as_bytes().rchunks(3).rev().map(|g| std::str::from_utf8(g).unwrap()).collect::<Vec<_>>().join(",");
         rows += &format!("| `{}` | {} | {input} | {grouped} |\n", card.name, card.about);
     }
-    assert!(readme.contains(&rows), "README.md needs the rows\n{rows}");
+    assert!(guide.contains(&rows), "docs/guide/models.md needs the rows\n{rows}");
     Ok(())
 }

@@ -11,6 +11,7 @@ pub fn cases() -> Result<Vec<Case>> {
     for kind in [
         Relu,
         LeakyRelu(0.2),
+        Elu(1.3),
         Sigmoid,
         Tanh,
         Gelu,
