@@ -80,6 +80,7 @@ fn measure(
 ) -> Result<()> {
     let net = card.build(&card.options())?;
     net.initialize(card.init(), ctx)?;
+    net.hybridize();
     net.cast(numbers.0)?;
     let mut trainer = Trainer::new(net.parameters(), Sgd::new(card.learning_rate));
     if numbers.0 == DType::F16 {
