@@ -112,6 +112,7 @@ mod tests {
         ("data/idx.rs", 3),
         ("data/resize.rs", 2),
         ("files.rs", 1),
+        ("hybrid/run.rs", 3),
         ("hybrid/trace.rs", 1),
         ("nn/store.rs", 3),
         ("ops/broadcast.rs", 1),
