@@ -19,10 +19,12 @@ use std::{
     },
 };
 
+use cudarc::driver::sys::{CUdeviceptr, CUstream};
+
 use super::{
     capture,
     device::Device,
-    driver::{DevicePtr, Handle, checked},
+    driver::checked,
     launch::{Queued, SYNC},
     memory::{Block, EXACT},
 };
@@ -32,18 +34,18 @@ use crate::{Context, Error, Result};
 pub(super) enum Work<'a> {
     Launch(Queued),
     Fill {
-        to: DevicePtr,
+        to: CUdeviceptr,
         byte: u8,
         len: usize,
     },
     Copy {
-        to: DevicePtr,
-        from: DevicePtr,
+        to: CUdeviceptr,
+        from: CUdeviceptr,
         len: usize,
     },
     /// From the host's memory, which is kept when the copy has to wait.
     Upload {
-        to: DevicePtr,
+        to: CUdeviceptr,
         bytes: std::borrow::Cow<'a, [u8]>,
     },
 }
@@ -68,7 +70,7 @@ impl Work<'_> {
     }
 
     /// Queues it on the stream; the device's context is current.
-    fn run(self, device: &Device, stream: Handle) -> Result<()> {
+    fn run(self, device: &Device, stream: CUstream) -> Result<()> {
         let api = device.api;
         match self {
             Work::Launch(l) => l.run(device, stream),

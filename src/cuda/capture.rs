@@ -14,9 +14,10 @@ use std::{
     },
 };
 
+use cudarc::driver::sys::{CUdeviceptr, CUstream};
+
 use super::{
     device::Device,
-    driver::{DevicePtr, Handle},
     memory::{Block, DeviceBuffer, EXACT},
 };
 use crate::{Context, Error, Result, random, random::Draw};
@@ -27,7 +28,7 @@ use crate::{Context, Error, Result, random, random::Draw};
 pub(super) struct Arena {
     phase: AtomicU8,
     /// `None` when the graph is gone.
-    free: Mutex<Option<BTreeMap<usize, Vec<DevicePtr>>>>,
+    free: Mutex<Option<BTreeMap<usize, Vec<CUdeviceptr>>>>,
 }
 
 /// How far a graph is, and with it whether its arrays have values.
@@ -63,7 +64,7 @@ impl Arena {
     }
 
     /// A block that was dropped in this capture.
-    pub(super) fn take(&self, size: usize) -> Option<DevicePtr> {
+    pub(super) fn take(&self, size: usize) -> Option<CUdeviceptr> {
         if *EXACT {
             return None;
         }
@@ -71,7 +72,7 @@ impl Arena {
     }
 
     /// Takes a block back.
-    pub(super) fn give(&self, device: &Device, ptr: DevicePtr, size: usize) {
+    pub(super) fn give(&self, device: &Device, ptr: CUdeviceptr, size: usize) {
         match self.free.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
             Some(free) => free.entry(size).or_default().push(ptr),
             None => device.give(ptr, size),
@@ -103,22 +104,22 @@ pub(crate) type Before = Box<dyn Fn() -> Result<()> + Send + Sync>;
 /// This thread's capture.
 pub(super) struct Capture {
     pub(super) device: Arc<Device>,
-    pub(super) stream: Handle,
+    pub(super) stream: CUstream,
     pub(super) arena: Arc<Arena>,
     /// Blocks from outside by address.
-    pub(super) held: HashMap<DevicePtr, Arc<Block>>,
-    pub(super) writes: HashMap<DevicePtr, Write>,
+    pub(super) held: HashMap<CUdeviceptr, Arc<Block>>,
+    pub(super) writes: HashMap<CUdeviceptr, Write>,
     /// The thread's random state and its resets when the capture began.
     pub(super) start: ((u64, u64), u64),
     /// Where replays find the random state of their beginning.
-    pub(super) base: DevicePtr,
+    pub(super) base: CUdeviceptr,
     pub(super) before: Vec<Before>,
     /// What is being written in place, when its name is known.
     name: Option<String>,
 }
 
 impl Capture {
-    pub(super) fn new(device: Arc<Device>, stream: Handle, base: DevicePtr) -> Self {
+    pub(super) fn new(device: Arc<Device>, stream: CUstream, base: CUdeviceptr) -> Self {
         let start = (random::state(), random::resets());
         let (held, writes) = (HashMap::new(), HashMap::new());
         Capture { device, stream, arena: Arena::new(), held, writes, start, base, before: Vec::new(), name: None }
@@ -170,7 +171,7 @@ pub(super) fn arena(device: &Device) -> Result<Option<Arc<Arena>>> {
 
 /// The stream for this thread's next work with these blocks, its context current: the device's, or the one that records.
 /// The graph then holds the blocks.
-pub(super) fn stream(device: &Device, blocks: &[&Arc<Block>]) -> Result<Handle> {
+pub(super) fn stream(device: &Device, blocks: &[&Arc<Block>]) -> Result<CUstream> {
     blocks.iter().try_for_each(|b| hold(b))?;
     device.bind()?;
     Ok(arena(device)?.and_then(|_| current(|c| c.stream)).unwrap_or(device.stream()))

@@ -6,10 +6,12 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use cudarc::driver::sys::{CUcontext, CUdevice_attribute_enum as Attribute, CUstream, CUstream_flags_enum};
+
 use super::{
     backlog::Backlog,
     capture,
-    driver::{self, Api, Failure, Handle, checked},
+    driver::{self, Api, Failure, checked},
     memory::{DeviceBuffer, Pool},
     program::Programs,
     staging::Staging,
@@ -17,18 +19,8 @@ use super::{
 };
 use crate::{Context, Error, Result, context::MemoryStats};
 
-/// `CUdevice_attribute` as CUDA's header numbers it.
-mod attribute {
-    use super::c_int;
-
-    pub(super) const MULTIPROCESSOR_COUNT: c_int = 16;
-    pub(super) const COMPUTE_CAPABILITY_MAJOR: c_int = 75;
-    pub(super) const COMPUTE_CAPABILITY_MINOR: c_int = 76;
-    pub(super) const MEMORY_POOLS_SUPPORTED: c_int = 115;
-}
-
 /// `CU_STREAM_NON_BLOCKING`: the stream does not wait for the legacy one.
-const NON_BLOCKING: c_uint = 1;
+const NON_BLOCKING: c_uint = CUstream_flags_enum::CU_STREAM_NON_BLOCKING as c_uint;
 
 /// The oldest compute capability that the kernels are written for: Turing's.
 const OLDEST: (i32, i32) = (7, 5);
@@ -50,17 +42,17 @@ pub(crate) struct Device {
     /// Small zeros by their bytes, see [`Device::zeros`].
     pub(super) zeros: Mutex<HashMap<usize, Arc<DeviceBuffer>>>,
     pub(super) api: &'static Api,
-    stream: Shared,
-    context: Shared,
+    stream: Shared<CUstream>,
+    context: Shared<CUcontext>,
 }
 
 /// A handle of the driver's that all threads may use.
-struct Shared(Handle);
+struct Shared<T>(T);
 
 // SAFETY: contexts and streams may be used by any thread at any time (CUDA driver API, "Stream synchronization behavior").
-unsafe impl Send for Shared {}
+unsafe impl<T> Send for Shared<T> {}
 // SAFETY: as above.
-unsafe impl Sync for Shared {}
+unsafe impl<T> Sync for Shared<T> {}
 
 impl std::fmt::Debug for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -116,12 +108,15 @@ impl Device {
             checked((api.cuDeviceGet)(&mut device, ordinal as c_int)).map_err(fail)?;
             checked((api.cuDeviceGetName)(name.as_mut_ptr(), name.len() as c_int, device)).map_err(fail)?;
         }
-        let attribute = |a: c_int| {
+        let attribute = |a: Attribute| {
             let mut v = 0;
             // SAFETY: the pointer is to a live local.
-            checked(unsafe { (api.cuDeviceGetAttribute)(&mut v, a, device) }).map(|()| v).map_err(fail)
+            checked(unsafe { (api.cuDeviceGetAttribute)(&mut v, a as c_int, device) }).map(|()| v).map_err(fail)
         };
-        let capability = (attribute(attribute::COMPUTE_CAPABILITY_MAJOR)?, attribute(attribute::COMPUTE_CAPABILITY_MINOR)?);
+        let capability = (
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        );
         let bytes = name.map(|c| c as u8);
         let name = CStr::from_bytes_until_nul(&bytes).map_or_else(|_| String::new(), |s| s.to_string_lossy().into_owned());
         if capability < OLDEST {
@@ -141,12 +136,12 @@ impl Device {
             ordinal,
             name,
             capability,
-            multiprocessors: attribute(attribute::MULTIPROCESSOR_COUNT)?.max(1) as u32,
+            multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?.max(1) as u32,
             pool: Mutex::default(),
             programs: Programs::default(),
             backlog: Backlog::default(),
             tuner: Tuner::default(),
-            pools: attribute(attribute::MEMORY_POOLS_SUPPORTED)? > 0,
+            pools: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED)? > 0,
             staging: Staging::default(),
             zeros: Mutex::default(),
             api,
@@ -177,7 +172,7 @@ impl Device {
     }
 
     /// The stream on which all work of the device is ordered.
-    pub(super) fn stream(&self) -> Handle {
+    pub(super) fn stream(&self) -> CUstream {
         self.stream.0
     }
 

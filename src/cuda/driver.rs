@@ -1,7 +1,8 @@
 //! The driver's library: opened by its own name, its functions looked up once, each call's answer a number.
 //!
 //! `libcuda.so.1` is what a driver installs. `libcuda.so` alone may be a toolkit's stub, which answers every call with an error.
-//! An answer is not an enum, since a newer driver knows errors that no list here has.
+//! Types and constants are cudarc's, which are CUDA's header. Its functions are not called: they panic where a symbol is absent, and
+//! make an enum of the answer, while a newer driver knows errors that no list here has.
 
 use std::{
     ffi::{CStr, CString, c_char, c_int, c_uint, c_void},
@@ -9,18 +10,18 @@ use std::{
     sync::OnceLock,
 };
 
-/// Handles and addresses as the driver's API has them.
-pub(super) type DevicePtr = u64;
-pub(super) type Handle = *mut c_void;
+use cudarc::driver::sys::{
+    CUcontext, CUdevice, CUdeviceptr, CUevent, CUfunction, CUgraph, CUgraphExec, CUmodule, CUstream, CUtensorMap, cudaError_enum,
+};
 
 /// An error of the driver by its number in `CUresult`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Failure(c_int);
 
 impl Failure {
-    pub(super) const INVALID_VALUE: Failure = Failure(1);
-    pub(super) const OUT_OF_MEMORY: Failure = Failure(2);
-    pub(super) const NOT_FOUND: Failure = Failure(500);
+    pub(super) const INVALID_VALUE: Failure = Failure(cudaError_enum::CUDA_ERROR_INVALID_VALUE as c_int);
+    pub(super) const OUT_OF_MEMORY: Failure = Failure(cudaError_enum::CUDA_ERROR_OUT_OF_MEMORY as c_int);
+    pub(super) const NOT_FOUND: Failure = Failure(cudaError_enum::CUDA_ERROR_NOT_FOUND as c_int);
 
     /// The driver's name and sentence for it.
     pub(super) fn words(self) -> String {
@@ -90,51 +91,51 @@ functions! {
         cuGetErrorName = "cuGetErrorName"(c_int, *mut *const c_char);
         cuGetErrorString = "cuGetErrorString"(c_int, *mut *const c_char);
         cuDeviceGetCount = "cuDeviceGetCount"(*mut c_int);
-        cuDeviceGet = "cuDeviceGet"(*mut c_int, c_int);
-        cuDeviceGetName = "cuDeviceGetName"(*mut c_char, c_int, c_int);
-        cuDeviceGetAttribute = "cuDeviceGetAttribute"(*mut c_int, c_int, c_int);
-        cuDevicePrimaryCtxRetain = "cuDevicePrimaryCtxRetain"(*mut Handle, c_int);
-        cuCtxGetCurrent = "cuCtxGetCurrent"(*mut Handle);
-        cuCtxSetCurrent = "cuCtxSetCurrent"(Handle);
+        cuDeviceGet = "cuDeviceGet"(*mut CUdevice, c_int);
+        cuDeviceGetName = "cuDeviceGetName"(*mut c_char, c_int, CUdevice);
+        cuDeviceGetAttribute = "cuDeviceGetAttribute"(*mut c_int, c_int, CUdevice);
+        cuDevicePrimaryCtxRetain = "cuDevicePrimaryCtxRetain"(*mut CUcontext, CUdevice);
+        cuCtxGetCurrent = "cuCtxGetCurrent"(*mut CUcontext);
+        cuCtxSetCurrent = "cuCtxSetCurrent"(CUcontext);
         cuMemGetInfo = "cuMemGetInfo_v2"(*mut usize, *mut usize);
-        cuMemAlloc = "cuMemAlloc_v2"(*mut DevicePtr, Bytes);
-        cuMemFree = "cuMemFree_v2"(DevicePtr);
-        cuMemAllocAsync = "cuMemAllocAsync"(*mut DevicePtr, Bytes, Handle);
-        cuMemFreeAsync = "cuMemFreeAsync"(DevicePtr, Handle);
+        cuMemAlloc = "cuMemAlloc_v2"(*mut CUdeviceptr, Bytes);
+        cuMemFree = "cuMemFree_v2"(CUdeviceptr);
+        cuMemAllocAsync = "cuMemAllocAsync"(*mut CUdeviceptr, Bytes, CUstream);
+        cuMemFreeAsync = "cuMemFreeAsync"(CUdeviceptr, CUstream);
         cuMemHostAlloc = "cuMemHostAlloc"(*mut *mut c_void, Bytes, c_uint);
-        cuMemcpyHtoDAsync = "cuMemcpyHtoDAsync_v2"(DevicePtr, *const c_void, Bytes, Handle);
-        cuMemcpyDtoHAsync = "cuMemcpyDtoHAsync_v2"(*mut c_void, DevicePtr, Bytes, Handle);
-        cuMemcpyDtoDAsync = "cuMemcpyDtoDAsync_v2"(DevicePtr, DevicePtr, Bytes, Handle);
-        cuMemsetD8Async = "cuMemsetD8Async"(DevicePtr, u8, Bytes, Handle);
-        cuModuleLoadData = "cuModuleLoadData"(*mut Handle, *const c_void);
-        cuModuleGetFunction = "cuModuleGetFunction"(*mut Handle, Handle, *const c_char);
-        cuFuncSetAttribute = "cuFuncSetAttribute"(Handle, c_int, c_int);
+        cuMemcpyHtoDAsync = "cuMemcpyHtoDAsync_v2"(CUdeviceptr, *const c_void, Bytes, CUstream);
+        cuMemcpyDtoHAsync = "cuMemcpyDtoHAsync_v2"(*mut c_void, CUdeviceptr, Bytes, CUstream);
+        cuMemcpyDtoDAsync = "cuMemcpyDtoDAsync_v2"(CUdeviceptr, CUdeviceptr, Bytes, CUstream);
+        cuMemsetD8Async = "cuMemsetD8Async"(CUdeviceptr, u8, Bytes, CUstream);
+        cuModuleLoadData = "cuModuleLoadData"(*mut CUmodule, *const c_void);
+        cuModuleGetFunction = "cuModuleGetFunction"(*mut CUfunction, CUmodule, *const c_char);
+        cuFuncSetAttribute = "cuFuncSetAttribute"(CUfunction, c_int, c_int);
         cuLaunchKernel = "cuLaunchKernel"(
-            Handle, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, Handle, *mut *mut c_void, *mut *mut c_void
+            CUfunction, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, CUstream, *mut *mut c_void, *mut *mut c_void
         );
-        cuStreamCreate = "cuStreamCreate"(*mut Handle, c_uint);
-        cuStreamDestroy = "cuStreamDestroy_v2"(Handle);
-        cuStreamSynchronize = "cuStreamSynchronize"(Handle);
-        cuStreamBeginCapture = "cuStreamBeginCapture_v2"(Handle, c_int);
-        cuStreamEndCapture = "cuStreamEndCapture"(Handle, *mut Handle);
-        cuEventCreate = "cuEventCreate"(*mut Handle, c_uint);
-        cuEventRecord = "cuEventRecord"(Handle, Handle);
-        cuEventSynchronize = "cuEventSynchronize"(Handle);
-        cuGraphInstantiate = "cuGraphInstantiateWithFlags"(*mut Handle, Handle, u64);
-        cuGraphLaunch = "cuGraphLaunch"(Handle, Handle);
-        cuGraphDestroy = "cuGraphDestroy"(Handle);
-        cuGraphExecDestroy = "cuGraphExecDestroy"(Handle);
+        cuStreamCreate = "cuStreamCreate"(*mut CUstream, c_uint);
+        cuStreamDestroy = "cuStreamDestroy_v2"(CUstream);
+        cuStreamSynchronize = "cuStreamSynchronize"(CUstream);
+        cuStreamBeginCapture = "cuStreamBeginCapture_v2"(CUstream, c_int);
+        cuStreamEndCapture = "cuStreamEndCapture"(CUstream, *mut CUgraph);
+        cuEventCreate = "cuEventCreate"(*mut CUevent, c_uint);
+        cuEventRecord = "cuEventRecord"(CUevent, CUstream);
+        cuEventSynchronize = "cuEventSynchronize"(CUevent);
+        cuGraphInstantiate = "cuGraphInstantiateWithFlags"(*mut CUgraphExec, CUgraph, u64);
+        cuGraphLaunch = "cuGraphLaunch"(CUgraphExec, CUstream);
+        cuGraphDestroy = "cuGraphDestroy"(CUgraph);
+        cuGraphExecDestroy = "cuGraphExecDestroy"(CUgraphExec);
         cuTensorMapEncodeTiled = "cuTensorMapEncodeTiled"(
-            *mut c_void, c_uint, c_uint, DevicePtr, *const u64, *const u64, *const u32, *const u32, c_uint, c_uint, c_uint, c_uint
+            *mut CUtensorMap, c_uint, c_uint, CUdeviceptr, *const u64, *const u64, *const u32, *const u32, c_uint, c_uint, c_uint, c_uint
         );
         cuTensorMapEncodeIm2col = "cuTensorMapEncodeIm2col"(
-            *mut c_void, c_uint, c_uint, DevicePtr, *const u64, *const u64, *const i32, *const i32, c_uint, c_uint, *const u32,
+            *mut CUtensorMap, c_uint, c_uint, CUdeviceptr, *const u64, *const u64, *const i32, *const i32, c_uint, c_uint, *const u32,
             c_uint, c_uint, c_uint, c_uint
         );
     }
     optional {
         // 12.4
-        cuFuncGetParamInfo = "cuFuncGetParamInfo"(Handle, usize, *mut usize, *mut usize);
+        cuFuncGetParamInfo = "cuFuncGetParamInfo"(CUfunction, usize, *mut usize, *mut usize);
     }
 }
 

@@ -2,10 +2,12 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use cudarc::driver::sys::{CUdeviceptr, CUgraphExec, CUstream, CUstream_flags_enum, CUstreamCaptureMode_enum};
+
 use super::{
     capture::{self, Arena, Before, Capture, Phase, Write},
     device::{Device, device},
-    driver::{DevicePtr, Handle, checked},
+    driver::checked,
     launch::{Launch, SYNC},
     memory::Block,
 };
@@ -137,7 +139,7 @@ impl Graph {
         self.device.bind()?;
         // SAFETY: the handle is valid until this graph is dropped; the memory that it reads and writes is alive, since
         // `held` and `arena` own it; the lock keeps other threads from the handle, which the driver does not.
-        checked(unsafe { (self.device.api.cuGraphLaunch)(*exec as Handle, self.device.stream()) })
+        checked(unsafe { (self.device.api.cuGraphLaunch)(*exec as CUgraphExec, self.device.stream()) })
             .map_err(|e| self.device.failed("cuGraphLaunch", e))?;
         if self.draws > 0 {
             random::set_state((seed, number.wrapping_add(self.draws)));
@@ -157,7 +159,7 @@ impl Drop for Graph {
         if self.device.bind().is_ok() {
             // SAFETY: instantiated once and destroyed once. The driver lets a launch that is still running finish; its
             // memory goes to the pool, whose next user is ordered behind it on the same stream.
-            unsafe { (self.device.api.cuGraphExecDestroy)(*exec as Handle) };
+            unsafe { (self.device.api.cuGraphExecDestroy)(*exec as CUgraphExec) };
         }
         self.arena.close(&self.device);
     }
@@ -166,21 +168,22 @@ impl Drop for Graph {
 /// A capture that has begun. Dropped before [`Recording::end`], by an error or a panic, it ends the capture and forgets it.
 struct Recording {
     device: Arc<Device>,
-    stream: Handle,
+    stream: CUstream,
     state: (u64, u64),
 }
 
 impl Recording {
-    fn begin(device: Arc<Device>, base: DevicePtr) -> Result<Self> {
+    fn begin(device: Arc<Device>, base: CUdeviceptr) -> Result<Self> {
         device.bind()?;
         // A stream of the capture's own, on which nothing is ever run.
         let (api, mut stream) = (device.api, std::ptr::null_mut());
         // SAFETY: the pointer is to a live local; 1 is CU_STREAM_NON_BLOCKING.
-        checked(unsafe { (api.cuStreamCreate)(&mut stream, 1) }).map_err(|e| device.failed("cuStreamCreate", e))?;
+        checked(unsafe { (api.cuStreamCreate)(&mut stream, CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32) })
+            .map_err(|e| device.failed("cuStreamCreate", e))?;
         // Relaxed: in the other modes the driver forbids this thread (or all) to allocate and to load modules meanwhile,
         // which is safe here. Memory is asked for on the device's stream, so it is no node of the graph, and what must not
         // be in a capture is refused by hadal itself with a sentence.
-        const RELAXED: std::ffi::c_int = 2;
+        const RELAXED: std::ffi::c_int = CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_RELAXED as std::ffi::c_int;
         // SAFETY: the stream was created above.
         if let Err(e) = checked(unsafe { (api.cuStreamBeginCapture)(stream, RELAXED) }) {
             // SAFETY: nothing was queued on it.

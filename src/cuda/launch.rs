@@ -4,11 +4,13 @@ use std::{ffi::c_void, sync::Arc};
 
 use once_cell::sync::Lazy;
 
+use cudarc::driver::sys::CUstream;
+
 use super::{
     backlog::Work,
     capture,
     device::Device,
-    driver::{Failure, Handle, checked},
+    driver::{Failure, checked},
     program::{Function, Program},
     source::{Define, Source},
     tensor_map::TensorMap,
@@ -245,7 +247,7 @@ impl Queued {
     }
 
     /// Queues the kernel on the stream, whose context is current.
-    pub(super) fn run(mut self, device: &Device, stream: Handle) -> Result<()> {
+    pub(super) fn run(mut self, device: &Device, stream: CUstream) -> Result<()> {
         if let Target::Pending(program) = &self.target {
             self.target = Target::Ready(program.function(device, self.name)?);
             self.takes()?;

@@ -11,18 +11,20 @@ use std::{
 
 use once_cell::sync::Lazy;
 
+use cudarc::driver::sys::CUdeviceptr;
+
 use super::{
     backlog::Work,
     capture::{self, Arena},
     device::Device,
-    driver::{DevicePtr, Failure, checked},
+    driver::{Failure, checked},
 };
 use crate::{Context, Error, Result, context::MemoryStats, gemm::bn_stats::BufferStats, settings};
 
 /// Free blocks by size, and counters in bytes.
 #[derive(Default)]
 pub(super) struct Pool {
-    free: BTreeMap<usize, Vec<DevicePtr>>,
+    free: BTreeMap<usize, Vec<CUdeviceptr>>,
     pub(super) stats: MemoryStats,
 }
 
@@ -64,7 +66,7 @@ fn rounded(bytes: usize) -> usize {
 /// the memory alive without making its array look shared.
 pub(super) struct Block {
     pub(super) device: Arc<Device>,
-    pub(super) ptr: DevicePtr,
+    pub(super) ptr: CUdeviceptr,
     pub(super) size: usize,
     /// The capture that the block was taken in, which owns it.
     pub(super) arena: Option<Arc<Arena>>,
@@ -113,7 +115,7 @@ impl Device {
     /// A block from the pool, or from the driver. A thread that captures may call this too: its blocks have to be free in
     /// the order of the device's stream, since that is where the graph will run, and the driver is asked on that stream,
     /// not on the one that is being captured.
-    fn take(&self, size: usize) -> Result<DevicePtr> {
+    fn take(&self, size: usize) -> Result<CUdeviceptr> {
         let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
         let cached = pool.free.get_mut(&size).and_then(Vec::pop);
         let ptr = match cached {
@@ -132,7 +134,7 @@ impl Device {
     }
 
     /// Takes a block back.
-    pub(super) fn give(&self, ptr: DevicePtr, size: usize) {
+    pub(super) fn give(&self, ptr: CUdeviceptr, size: usize) {
         let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
         pool.stats.in_use -= size;
         if *EXACT {
@@ -147,7 +149,7 @@ impl Device {
     }
 
     /// Asks the driver; when it has no room, gives back what is cached and asks once more.
-    fn driver_alloc(&self, pool: &mut Pool, block: usize) -> Result<DevicePtr> {
+    fn driver_alloc(&self, pool: &mut Pool, block: usize) -> Result<CUdeviceptr> {
         self.bind()?;
         let ask = || {
             let mut ptr = 0;
@@ -186,7 +188,7 @@ impl Device {
     }
 
     /// Gives a block back that nobody holds any more; work queued before is done with it first. The context is current.
-    fn driver_free(&self, ptr: DevicePtr) -> Result<()> {
+    fn driver_free(&self, ptr: CUdeviceptr) -> Result<()> {
         if self.pools {
             // SAFETY: the block came from cuMemAllocAsync on this stream.
             return checked(unsafe { (self.api.cuMemFreeAsync)(ptr, self.stream()) })
@@ -280,7 +282,7 @@ impl DeviceBuffer {
         self.len == 0
     }
 
-    pub(super) fn ptr(&self) -> DevicePtr {
+    pub(super) fn ptr(&self) -> CUdeviceptr {
         self.block.ptr
     }
 

@@ -12,10 +12,12 @@ use std::{
     thread,
 };
 
+use cudarc::driver::sys::{CUfunction, CUfunction_attribute_enum, CUmodule};
+
 use super::{
     cache,
     device::Device,
-    driver::{Failure, Handle, checked},
+    driver::{Failure, checked},
     exit, kept, nvrtc,
     source::{Define, Source, options},
 };
@@ -43,13 +45,13 @@ enum State {
 
 /// The driver's module, and the kernels that were looked up in it.
 struct Module {
-    module: Handle,
+    module: CUmodule,
     functions: Mutex<Vec<(&'static str, Arc<Function>)>>,
 }
 
 /// A kernel of a loaded program.
 pub(super) struct Function {
-    handle: Handle,
+    handle: CUfunction,
     /// Bytes of each parameter, where the driver tells (from 12.4 on).
     parameters: Option<Vec<usize>>,
     /// Bytes of dynamic shared memory that its launches may ask for, as the driver was told.
@@ -280,7 +282,7 @@ impl Module {
 }
 
 /// Bytes of each parameter of a kernel; `None` from a driver that cannot tell.
-fn parameters(device: &Device, function: Handle) -> Option<Vec<usize>> {
+fn parameters(device: &Device, function: CUfunction) -> Option<Vec<usize>> {
     let info = device.api.cuFuncGetParamInfo?;
     let mut sizes = Vec::new();
     loop {
@@ -298,10 +300,10 @@ fn parameters(device: &Device, function: Handle) -> Option<Vec<usize>> {
 const UNASKED: u32 = 48 << 10;
 
 /// `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`
-const MAX_DYNAMIC_SHARED_SIZE_BYTES: c_int = 8;
+const MAX_DYNAMIC_SHARED_SIZE_BYTES: c_int = CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as c_int;
 
 impl Function {
-    pub(super) fn handle(&self) -> Handle {
+    pub(super) fn handle(&self) -> CUfunction {
         self.handle
     }
 

@@ -12,9 +12,11 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use cudarc::driver::sys::{CUdeviceptr, CUevent, CUevent_flags_enum, CUstream};
+
 use super::{
     device::Device,
-    driver::{Api, DevicePtr, Failure, Handle, checked},
+    driver::{Api, Failure, checked},
 };
 use crate::Result;
 
@@ -23,7 +25,7 @@ const RING: usize = 8 << 20;
 const PIECE: usize = 2 << 20;
 
 /// `CU_EVENT_DISABLE_TIMING`.
-const NO_TIMING: c_uint = 2;
+const NO_TIMING: c_uint = CUevent_flags_enum::CU_EVENT_DISABLE_TIMING as c_uint;
 
 /// A device's ring, made at the first copy.
 #[derive(Default)]
@@ -34,8 +36,8 @@ struct Ring {
     /// Where the next piece begins.
     head: usize,
     /// Pieces that the device may not have read yet, the oldest first: begin, end, and the event behind the copy.
-    pieces: VecDeque<(usize, usize, Handle)>,
-    events: Vec<Handle>,
+    pieces: VecDeque<(usize, usize, CUevent)>,
+    events: Vec<CUevent>,
 }
 
 // SAFETY: the memory is the ring's alone, and events may be used by any thread.
@@ -52,7 +54,7 @@ impl Ring {
     /// The beginning of a place for `n` bytes that the device does not read any more.
     fn place(&mut self, api: &Api, n: usize) -> Result<usize, Failure> {
         let begin = if self.head + n > RING { 0 } else { self.head };
-        let overlaps = |&(b, e, _): &(usize, usize, Handle)| b < begin + n && begin < e;
+        let overlaps = |&(b, e, _): &(usize, usize, CUevent)| b < begin + n && begin < e;
         if let Some(last) = self.pieces.iter().rposition(overlaps) {
             // The stream's order: what was copied before that one has been read too.
             // SAFETY: the event was recorded behind the copy and is alive.
@@ -62,7 +64,7 @@ impl Ring {
         Ok(begin)
     }
 
-    fn copy(&mut self, api: &Api, to: DevicePtr, bytes: &[u8], stream: Handle) -> Result<(), Failure> {
+    fn copy(&mut self, api: &Api, to: CUdeviceptr, bytes: &[u8], stream: CUstream) -> Result<(), Failure> {
         let begin = self.place(api, bytes.len())?;
         let event = match self.events.pop() {
             Some(event) => event,
@@ -91,7 +93,7 @@ impl Ring {
 impl Staging {
     /// Queues the copy of `bytes` to `to`, which has room for them, on the stream, whose context is current. The bytes may be gone when this
     /// returns.
-    pub(super) fn upload(&self, device: &Device, to: DevicePtr, bytes: &[u8], stream: Handle) -> Result<()> {
+    pub(super) fn upload(&self, device: &Device, to: CUdeviceptr, bytes: &[u8], stream: CUstream) -> Result<()> {
         let (api, mut ring) = (device.api, self.0.lock().unwrap_or_else(PoisonError::into_inner));
         let fail = |e: Failure| device.failed("cuMemcpyHtoDAsync", e);
         if ring.is_none() {
@@ -111,7 +113,7 @@ impl Staging {
         let Some(ring) = ring.as_mut() else { return Ok(()) };
         let mut done = 0;
         for piece in bytes.chunks(PIECE) {
-            ring.copy(api, to + done as DevicePtr, piece, stream).map_err(fail)?;
+            ring.copy(api, to + done as CUdeviceptr, piece, stream).map_err(fail)?;
             done += piece.len();
         }
         Ok(())

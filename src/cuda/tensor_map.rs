@@ -2,31 +2,13 @@
 
 use std::ffi::c_uint;
 
+use cudarc::driver::sys::{
+    CUtensorMap, CUtensorMapDataType_enum as Kind, CUtensorMapFloatOOBfill_enum as Fill, CUtensorMapInterleave_enum,
+    CUtensorMapL2promotion_enum, CUtensorMapSwizzle_enum,
+};
+
 use super::{device::Device, driver::checked};
 use crate::{Array, DType, Error, Result};
-
-/// `CUtensorMapDataType` as CUDA's header numbers it.
-mod kind {
-    use super::c_uint;
-
-    pub(super) const UINT8: c_uint = 0;
-    pub(super) const INT64: c_uint = 5;
-    pub(super) const FLOAT16: c_uint = 6;
-    pub(super) const FLOAT32: c_uint = 7;
-    pub(super) const FLOAT64: c_uint = 8;
-    pub(super) const BFLOAT16: c_uint = 9;
-    pub(super) const TFLOAT32: c_uint = 11;
-}
-
-/// `CU_TENSOR_MAP_INTERLEAVE_NONE`, `_L2_PROMOTION_L2_128B`, and what lies outside of the tensor: zeros, or NaN.
-const NOT_INTERLEAVED: c_uint = 0;
-const PROMOTION_128B: c_uint = 2;
-const OUTSIDE_ZERO: c_uint = 0;
-const OUTSIDE_NAN: c_uint = 1;
-
-/// Where the driver writes a map.
-#[repr(C, align(64))]
-struct Map([u64; 16]);
 
 /// How a box's rows lie in shared memory: 16-byte pieces exchanged within spans of that many bytes, by the address's bits
 /// from 7 on, so that a column of pieces falls into different banks. wgmma's descriptors name the same.
@@ -132,17 +114,17 @@ impl TensorMap {
         TensorMap { nan: true, ..self }
     }
 
-    fn kind(&self, dtype: DType) -> Result<c_uint, String> {
+    fn kind(&self, dtype: DType) -> Result<Kind, String> {
         Ok(match (dtype, self.tf32) {
-            (DType::F32, true) => kind::TFLOAT32,
+            (DType::F32, true) => Kind::CU_TENSOR_MAP_DATA_TYPE_TFLOAT32,
             (_, true) => return Err(format!("only f32 can be rounded to tf32, not {dtype}")),
-            (DType::F32, _) => kind::FLOAT32,
-            (DType::F64, _) => kind::FLOAT64,
-            (DType::F16, _) => kind::FLOAT16,
-            (DType::BF16, _) => kind::BFLOAT16,
+            (DType::F32, _) => Kind::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+            (DType::F64, _) => Kind::CU_TENSOR_MAP_DATA_TYPE_FLOAT64,
+            (DType::F16, _) => Kind::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+            (DType::BF16, _) => Kind::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
             (DType::U8 | DType::I64, _) if self.nan => return Err(format!("{dtype} has no NaN")),
-            (DType::U8, _) => kind::UINT8,
-            (DType::I64, _) => kind::INT64,
+            (DType::U8, _) => Kind::CU_TENSOR_MAP_DATA_TYPE_UINT8,
+            (DType::I64, _) => Kind::CU_TENSOR_MAP_DATA_TYPE_INT64,
         })
     }
 
@@ -203,7 +185,7 @@ impl TensorMap {
             let (major, minor) = device.capability;
             return Err(refuse(format!("gpu({}) has compute capability {major}.{minor}, not 9.0 or newer", device.ordinal)));
         }
-        let (kind, size) = (self.kind(array.dtype()).map_err(refuse)?, array.dtype().size());
+        let (kind, size) = (self.kind(array.dtype()).map_err(refuse)? as c_uint, array.dtype().size());
         self.check(array.len(), size).map_err(refuse)?;
         if !address.is_multiple_of(16) {
             return Err(refuse("the array does not begin at a multiple of 16 bytes".into()));
@@ -213,16 +195,21 @@ impl TensorMap {
         let stride: Vec<u64> = self.stride.iter().chain(&[0]).map(|&s| (s * size) as u64).collect();
         let small = |v: &[usize]| v.iter().map(|&e| e as u32).collect::<Vec<u32>>();
         let (rank, steps) = (extent.len() as u32, small(&self.steps));
-        let swizzle: c_uint = match self.swizzle {
-            Swizzle::None => 0,
-            Swizzle::Span32 => 1,
-            Swizzle::Span64 => 2,
-            Swizzle::Span128 => 3,
-        };
-        let (plain, promotion) = (NOT_INTERLEAVED, PROMOTION_128B);
-        let fill = if self.nan { OUTSIDE_NAN } else { OUTSIDE_ZERO };
-        let (api, mut map) = (device.api, Map([0; 16]));
-        let (out, extent, stride, steps) = ((&raw mut map).cast(), extent.as_ptr(), stride.as_ptr(), steps.as_ptr());
+        let swizzle = match self.swizzle {
+            Swizzle::None => CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_NONE,
+            Swizzle::Span32 => CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_32B,
+            Swizzle::Span64 => CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_64B,
+            Swizzle::Span128 => CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B,
+        } as c_uint;
+        let plain = CUtensorMapInterleave_enum::CU_TENSOR_MAP_INTERLEAVE_NONE as c_uint;
+        let promotion = CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_128B as c_uint;
+        let fill = if self.nan {
+            Fill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NAN_REQUEST_ZERO_FMA
+        } else {
+            Fill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE
+        } as c_uint;
+        let (api, mut map) = (device.api, CUtensorMap { opaque: [0; 16] });
+        let (out, extent, stride, steps) = (&raw mut map, extent.as_ptr(), stride.as_ptr(), steps.as_ptr());
         // Nothing else in a launch needs the context before it is queued, and this thread may never have had it.
         device.bind()?;
         let done = match &self.region {
@@ -249,6 +236,6 @@ impl TensorMap {
             }
         };
         checked(done).map_err(|e| refuse(format!("the driver refuses it ({})", e.words())))?;
-        Ok(map.0)
+        Ok(map.opaque)
     }
 }
