@@ -34,10 +34,10 @@ pub fn write(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
     write_with(path, |file| file.write_all(bytes))
 }
 
-/// [`write`] for what need not be in memory at once: `fill` writes the content, buffered.
+/// [`write()`] for what need not be in memory at once: `fill` writes the content, buffered.
 ///
 /// # Errors
-/// As [`write`], and those of `fill`.
+/// As [`write()`], and those of `fill`.
 pub fn write_with(path: impl AsRef<Path>, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     let path = path.as_ref();
     replace(path, fill).map_err(|e| Error::io(path, e))

@@ -217,8 +217,8 @@ fn halos_agree_in_every_tile() -> Result<()> {
     let geometries = [
         ([3, 72, 24, 25], 136),
         ([5, 8, 6, 6], 8),
-        ([23, 16, 3, 3], 24),
         ([2, 64, 5, 130], 64),
+        ([23, 16, 3, 3], 24),
         ([2, 72, 13, 24], 8),
         ([1, 8, 1, 90], 72),
         ([17, 136, 3, 3], 72),
@@ -230,7 +230,7 @@ fn halos_agree_in_every_tile() -> Result<()> {
         inputs.extend((i % 2 == 0).then(|| random(&[*o], 3)).transpose()?);
         let op = Conv2d(Conv2dOptions::new().padding(1));
         // Rows of 130 pixels are too long for the gradient of the filters.
-        let times = if i == 3 { 2 } else { 3 };
+        let times = if i == 2 { 2 } else { 3 };
         let force = Force::wgmma(i, 1 + i % 3, true);
         agrees(BRAIN, force, times, &op, &inputs, &gpu)?;
         agrees(TF32, force, times, &op, &inputs, &gpu)?;
